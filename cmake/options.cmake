@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+# Build options and the compile flags of our own code (target mixgemm_options).
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
+endif()
+find_program(MIXGEMM_CCACHE ccache)
+if(MIXGEMM_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${MIXGEMM_CCACHE})
+endif()
+
+# CUDA is used when a compiler is there, unless told otherwise.
+if(NOT DEFINED MIXGEMM_CUDA)
+  find_program(MIXGEMM_NVCC nvcc PATHS /usr/local/cuda/bin ENV CUDACXX)
+  if(MIXGEMM_NVCC)
+    set(MIXGEMM_CUDA_DEFAULT ON)
+  else()
+    set(MIXGEMM_CUDA_DEFAULT OFF)
+    message(STATUS "mixgemm: no CUDA compiler found, building for the CPU only")
+  endif()
+endif()
+option(MIXGEMM_CUDA "Build the CUDA kernels" ${MIXGEMM_CUDA_DEFAULT})
+option(BUILD_SHARED_LIBS "Build libmixgemm as a shared library" ON)
+option(MIXGEMM_CLI "Build the command line program" ${PROJECT_IS_TOP_LEVEL})
+option(MIXGEMM_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
+option(MIXGEMM_BENCH "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
+option(MIXGEMM_WERROR "Treat warnings in our code as errors" OFF)
+set(MIXGEMM_SANITIZE "" CACHE STRING "Sanitizers of the host code: address,undefined or thread")
+set(MIXGEMM_VARIANTS default CACHE STRING "Kernel set: minimal, default or all")
+set_property(CACHE MIXGEMM_VARIANTS PROPERTY STRINGS minimal default all)
+
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+
+add_library(mixgemm_options INTERFACE)
+target_compile_features(mixgemm_options INTERFACE cxx_std_20)
+target_compile_options(mixgemm_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX,C>:-Wall -Wextra $<$<BOOL:${MIXGEMM_WERROR}>:-Werror>>)
+if(MIXGEMM_SANITIZE)
+  target_compile_options(mixgemm_options INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX,C>:-fsanitize=${MIXGEMM_SANITIZE} -fno-omit-frame-pointer
+    -fno-sanitize-recover=all>)
+  target_link_options(mixgemm_options INTERFACE -fsanitize=${MIXGEMM_SANITIZE})
+endif()
+find_package(Threads REQUIRED)
+target_link_libraries(mixgemm_options INTERFACE Threads::Threads ${CMAKE_DL_LIBS})
+# fmt is used through its headers alone, so that the library needs no shared library of its own.
+find_package(fmt REQUIRED)
+target_link_libraries(mixgemm_options INTERFACE $<BUILD_INTERFACE:fmt::fmt-header-only>)
