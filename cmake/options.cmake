@@ -24,11 +24,15 @@ option(MIXGEMM_CLI "Build the command line program" ${PROJECT_IS_TOP_LEVEL})
 option(MIXGEMM_TESTS "Build the tests" ${PROJECT_IS_TOP_LEVEL})
 option(MIXGEMM_BENCH "Build the benchmarks" ${PROJECT_IS_TOP_LEVEL})
 option(MIXGEMM_WERROR "Treat warnings in our code as errors" OFF)
+option(MIXGEMM_BUNDLE "Programs that carry all but libc, to take to another machine" OFF)
 set(MIXGEMM_SANITIZE "" CACHE STRING "Sanitizers of the host code: address,undefined or thread")
 set(MIXGEMM_VARIANTS default CACHE STRING "Kernel set: minimal, default or all")
 set_property(CACHE MIXGEMM_VARIANTS PROPERTY STRINGS minimal default all)
 
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+if(PROJECT_IS_TOP_LEVEL)  # programs in build/<preset>/bin
+  set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin)
+endif()
 set(CMAKE_CXX_VISIBILITY_PRESET hidden)
 set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
 
@@ -41,6 +45,12 @@ if(MIXGEMM_SANITIZE)
     $<$<COMPILE_LANGUAGE:CXX,C>:-fsanitize=${MIXGEMM_SANITIZE} -fno-omit-frame-pointer
     -fno-sanitize-recover=all>)
   target_link_options(mixgemm_options INTERFACE -fsanitize=${MIXGEMM_SANITIZE})
+endif()
+if(MIXGEMM_BUNDLE)
+  # glibc stays dynamic, because a driver or a BLAS found at run time needs the machine's own.
+  set(BUILD_SHARED_LIBS OFF)
+  add_link_options($<$<LINK_LANGUAGE:CXX,C>:-static-libgcc> $<$<LINK_LANGUAGE:CXX>:-static-libstdc++>
+    $<$<CONFIG:Release>:-s>)
 endif()
 find_package(Threads REQUIRED)
 target_link_libraries(mixgemm_options INTERFACE Threads::Threads ${CMAKE_DL_LIBS})

@@ -27,9 +27,9 @@ struct Epilogue {
 
 /// What is asked. Nothing in it depends on addresses, so one plan serves many calls.
 struct Problem {
-  std::int64_t m = 0;  ///< tokens, ≥ 1
-  std::int64_t n = 0;  ///< output features, ≥ 1
-  std::int64_t k = 0;  ///< reduction, ≥ 1
+  std::int64_t m = 0;            ///< tokens, ≥ 1
+  std::int64_t n = 0;            ///< output features, ≥ 1
+  std::int64_t k = 0;            ///< reduction, ≥ 1
   DataType act = DataType::f16;  ///< of X, Y, bias and residual: f16 or bf16
   QuantSpec weight;
   Epilogue epilogue;
@@ -47,16 +47,16 @@ struct PlanOptions {
 
 /// The addresses of one call. Leading dimensions are in elements.
 struct RunArgs {
-  const void* x = nullptr;  ///< [M, K] row-major
-  std::int64_t ldx = 0;     ///< ≥ K
-  PackedView weight;        ///< must match the plan's N, K, spec and device
-  void* y = nullptr;        ///< [M, N] row-major
-  std::int64_t ldy = 0;     ///< ≥ N
+  const void* x = nullptr;         ///< [M, K] row-major
+  std::int64_t ldx = 0;            ///< ≥ K
+  PackedView weight;               ///< must match the plan's N, K, spec and device
+  void* y = nullptr;               ///< [M, N] row-major
+  std::int64_t ldy = 0;            ///< ≥ N
   const void* bias = nullptr;      ///< [N], required exactly when the problem has a bias
   const void* residual = nullptr;  ///< [M, N], required exactly when the problem has a residual
   std::int64_t ldr = 0;            ///< ≥ N
   float alpha = 1.0f;
-  void* workspace = nullptr;       ///< at least Plan::workspace_bytes(), 256-byte aligned
+  void* workspace = nullptr;  ///< at least Plan::workspace_bytes(), 256-byte aligned
   std::size_t workspace_bytes = 0;
   void* stream = nullptr;  ///< cudaStream_t; ignored on the CPU
   /// Programmatic dependent launch: the caller promises that no kernel still in flight writes the
@@ -99,10 +99,10 @@ MIXGEMM_API Result<Plan> plan(const Problem& problem, const PlanOptions& options
 struct KernelInfo {
   std::string id;
   Device device = Device::cpu;
-  int arch = 0;         ///< 90, 80; 0 on the CPU
-  int registers = 0;    ///< per thread at launch; 0 where unknown (no device, CPU)
+  int arch = 0;                  ///< 90, 80; 0 on the CPU
+  int registers = 0;             ///< per thread at launch; 0 where unknown (no device, CPU)
   std::size_t shared_bytes = 0;  ///< of its default configuration
-  std::string reason;   ///< why the variant is there (the manifest's words)
+  std::string reason;            ///< why the variant is there (the manifest's words)
 };
 
 /// Every kernel of this build, the CPU's included, in a stable order.
@@ -122,8 +122,8 @@ struct DeviceInfo {
 MIXGEMM_API std::vector<DeviceInfo> devices();
 
 /// The oracle: Y in fp64 from the unrounded dequantized weight, on the CPU, alpha, bias, activation
-/// and residual applied in fp64. args.y: double [M, ldy]; everything else as in Plan::run with a CPU
-/// view.
+/// and residual applied in fp64. args.y: double [M, ldy]; everything else as in Plan::run with a
+/// CPU view.
 MIXGEMM_API Status reference_gemm(const Problem& problem, const RunArgs& args);
 
 }  // namespace mixgemm

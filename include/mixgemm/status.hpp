@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Error policy: a function that can fail returns Status or Result<T>. Nothing in the library throws,
-// except Status::throw_if_error() and Result<T>::value(), which the caller opts into, and
+// Error policy: a function that can fail returns Status or Result<T>. Nothing in the library
+// throws, except Status::throw_if_error() and Result<T>::value(), which the caller opts into, and
 // std::bad_alloc. A message always names the rule that was broken and the offending value.
 #pragma once
 
@@ -17,15 +17,15 @@ namespace mixgemm {
 /// The values are part of the C ABI (mixgemm_status_t): never renumber.
 enum class StatusCode : int {
   ok = 0,
-  invalid_argument = 1,   ///< a value breaks a documented rule
-  unsupported = 2,        ///< legal, but this build or this machine can't do it
-  not_found = 3,          ///< no such file, tensor, layer, kernel
-  io_error = 4,           ///< the operating system refused to read or write
-  corrupt_data = 5,       ///< a file contradicts itself: checksum, offsets, shapes
-  version_mismatch = 6,   ///< written by a format version this library does not read
+  invalid_argument = 1,  ///< a value breaks a documented rule
+  unsupported = 2,       ///< legal, but this build or this machine can't do it
+  not_found = 3,         ///< no such file, tensor, layer, kernel
+  io_error = 4,          ///< the operating system refused to read or write
+  corrupt_data = 5,      ///< a file contradicts itself: checksum, offsets, shapes
+  version_mismatch = 6,  ///< written by a format version this library does not read
   out_of_memory = 7,
-  device_error = 8,       ///< CUDA reported an error
-  internal = 9,           ///< a bug in mixgemm
+  device_error = 8,  ///< CUDA reported an error
+  internal = 9,      ///< a bug in mixgemm
 };
 
 MIXGEMM_API std::string_view to_string(StatusCode code);
@@ -63,8 +63,8 @@ class [[nodiscard]] Status {
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::move(value)) {}                // NOLINT(google-explicit-constructor)
-  Result(Status status) : state_(std::move(status)) {}         // NOLINT(google-explicit-constructor)
+  Result(T value) : state_(std::move(value)) {}         // NOLINT(google-explicit-constructor)
+  Result(Status status) : state_(std::move(status)) {}  // NOLINT(google-explicit-constructor)
 
   bool ok() const noexcept { return state_.index() == 0; }
   explicit operator bool() const noexcept { return ok(); }

@@ -41,9 +41,9 @@ MIXGEMM_API Status validate(const CanonicalWeight& weight);
 
 /// Options of quantize().
 struct QuantizeOptions {
-  QuantSpec spec;            ///< zero: none = symmetric; integer, scaled = asymmetric
-  bool search_clip = true;   ///< per group, pick the clipping ratio with the least squared error
-  int num_threads = 0;       ///< 0 = all cores
+  QuantSpec spec;           ///< zero: none = symmetric; integer, scaled = asymmetric
+  bool search_clip = true;  ///< per group, pick the clipping ratio with the least squared error
+  int num_threads = 0;      ///< 0 = all cores
   Progress progress;
 };
 
@@ -59,20 +59,21 @@ MIXGEMM_API Result<CanonicalWeight> quantize(const void* w, DataType type, std::
 /// rounded once.
 MIXGEMM_API Result<std::vector<float>> dequantize(const CanonicalWeight& weight);
 
-/// A packed weight somewhere in memory: plain pointers, no ownership. A slice is another view of the
-/// same bytes. Units: strips of 16 output features, k-blocks of 64 k (kernels/layout/packed.hpp).
+/// A packed weight somewhere in memory: plain pointers, no ownership. A slice is another view of
+/// the same bytes. Units: strips of 16 output features, k-blocks of 64 k
+/// (kernels/layout/packed.hpp).
 struct PackedView {
   std::int64_t n = 0;
   std::int64_t k = 0;
   QuantSpec spec;
   Device device = Device::cpu;
-  const std::uint8_t* codes = nullptr;  ///< [strips][k-blocks][cell], 16-byte aligned
+  const std::uint8_t* codes = nullptr;    ///< [strips][k-blocks][cell], 16-byte aligned
   const std::uint16_t* scales = nullptr;  ///< [strips][G][16], bits of spec.scale_type
   /// ZeroKind::integer on the CPU: u8 [strips][G][16]. On a CUDA device: 16-bit floats of the scale
   /// type holding the same integers. ZeroKind::scaled: 16-bit floats everywhere. none: nullptr.
   const void* zeros = nullptr;
-  std::int64_t codes_pitch_bytes = 0;   ///< from one strip's codes to the next strip's
-  std::int64_t groups_pitch = 0;        ///< groups from one strip's scales (and zeros) to the next's
+  std::int64_t codes_pitch_bytes = 0;  ///< from one strip's codes to the next strip's
+  std::int64_t groups_pitch = 0;       ///< groups from one strip's scales (and zeros) to the next's
 
   std::int64_t groups() const { return num_groups(k, spec.group_size); }
 };
@@ -97,7 +98,8 @@ class MIXGEMM_API PackedWeight {
 /// Canonical → packed. Parallel; peak extra memory is the result. num_threads 0 = all cores.
 MIXGEMM_API Result<PackedWeight> pack(const CanonicalWeight& weight, int num_threads = 0);
 
-/// Packed → canonical, the exact inverse of pack() on every weight, slices included. CPU views only.
+/// Packed → canonical, the exact inverse of pack() on every weight, slices included. CPU views
+/// only.
 MIXGEMM_API Result<CanonicalWeight> unpack(const PackedView& weight, int num_threads = 0);
 
 /// Quantizes and packs in one streaming pass: peak extra memory is a few strips, whatever N and K.
@@ -105,8 +107,8 @@ MIXGEMM_API Result<PackedWeight> quantize_packed(const void* w, DataType type, s
                                                  std::int64_t k, std::int64_t ldw,
                                                  const QuantizeOptions& options);
 
-/// Output features [n_begin, n_end): a view of the same bytes. n_begin must be a multiple of 16, and
-/// n_end too unless it is N.
+/// Output features [n_begin, n_end): a view of the same bytes. n_begin must be a multiple of 16,
+/// and n_end too unless it is N.
 MIXGEMM_API Result<PackedView> slice_n(const PackedView& weight, std::int64_t n_begin,
                                        std::int64_t n_end);
 

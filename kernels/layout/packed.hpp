@@ -60,9 +60,9 @@ struct Coord {
 
 /// (row, k) → (word, bit) within a cell; bits is 4 or 8.
 MIXGEMM_HOST_DEVICE constexpr Place place_of(Coord at, int bits) {
-  const int step = at.k / 16;           // which k16 step
-  const int pair = (at.k % 8) / 2;      // c of the fragment
-  const int odd = at.k % 2;             // low or high half of the 16-bit pair
+  const int step = at.k / 16;                          // which k16 step
+  const int pair = (at.k % 8) / 2;                     // c of the fragment
+  const int odd = at.k % 2;                            // low or high half of the 16-bit pair
   const int reg = at.row / 8 + 2 * ((at.k % 16) / 8);  // A register a0..a3 of the fragment
   const int lane = 4 * (at.row % 8) + pair;
   if (bits == 4) return {4 * lane + step, 4 * reg + 16 * odd};
