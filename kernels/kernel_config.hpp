@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+// The contract between host and device, in one copy for both: which kernels exist (KernelConfig),
+// how one is launched (LaunchConfig), what it is given (Params), how much shared memory it takes and
+// what is legal. The generator's output is checked against is_legal() when it is compiled.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "layout/packed.hpp"
+#include "mixgemm/types.hpp"
+
+namespace mixgemm {
+
+/// How the warps of a CTA share the work.
+enum class Schedule : std::uint8_t {
+  cooperative,  ///< SM90: all consumer warpgroups share one tile, 64 weight rows or more each
+  pingpong,     ///< SM90: consumer warpgroups take turns, each with a whole tile
+  streaming,    ///< decode: strips balanced over all CTAs, K split over the warps
+  multistage,   ///< SM80: cp.async ring, every warp loads and multiplies
+};
+
+/// What a kernel does with scales and zeros. Compile-time, because each step costs issue slots in
+/// the main loop.
+enum class Quant : std::uint8_t {
+  column,      ///< c: one scale per output feature, implicit zero; applied to the fp32 sum
+  group,       ///< g: group scales, implicit zero
+  group_zero,  ///< gz: group scales and zeros, integer or scaled (also per-column with zeros)
+};
+
+/// One compiled variant: a row of the manifest.
+struct KernelConfig {
+  int arch = 90;
+  DataType act = DataType::f16;
+  WeightType weight = WeightType::int4;
+  Quant quant = Quant::group;
+  bool fine_groups = false;  ///< group sizes 16 and 32: scales change within a k-block
+  Schedule schedule = Schedule::cooperative;
+  int tile_n = 128;  ///< weight rows of a CTA tile (pingpong: of one warpgroup's tile)
+  int tile_m = 128;  ///< tokens
+  int tile_k = 64;   ///< k per ring stage
+  int consumer_warpgroups = 2;
+  int ctas_per_sm = 1;  ///< occupancy that the register cap aims at
+
+  friend constexpr bool operator==(const KernelConfig&, const KernelConfig&) = default;
+};
+
+/// The run-time part of a configuration: costs nothing to vary, so no kernel is compiled for it.
+struct LaunchConfig {
+  int cluster_n = 1;  ///< CTAs that share activations by multicast
+  int cluster_m = 1;  ///< CTAs that share weights by multicast
+  int cluster_k = 1;  ///< CTAs that split K and sum over distributed shared memory
+  int stages = 4;     ///< ring depth
+  int split_k = 1;    ///< k ranges per tile, summed through the workspace in a fixed order
+  bool stream_k = false;  ///< the tiles of the last, partial wave are spread over all CTAs
+  int raster_m = 8;       ///< token tiles in a raster band: tiles close in time share weights in L2
+
+  friend constexpr bool operator==(const LaunchConfig&, const LaunchConfig&) = default;
+  constexpr int cluster_size() const { return cluster_n * cluster_m * cluster_k; }
+};
+
+inline constexpr int kWarpSize = 32;
+inline constexpr int kWarpgroupThreads = 128;
+inline constexpr int kWarpgroupRows = 64;   // rows of a wgmma
+inline constexpr int kMaxStages = 16;
+inline constexpr int kMaxSharedBytes = 227 * 1024;  // per CTA, SM90
+inline constexpr int kSharedBytesPerSm = 228 * 1024;
+inline constexpr int kReservedSharedBytes = 1024;  // the driver's, per CTA
+inline constexpr int kStageTokens = 64;  // tokens that pass through the output staging at a time
+
+/// Rows of the weight that one consumer warpgroup multiplies.
+constexpr int rows_per_warpgroup(const KernelConfig& c) {
+  return c.schedule == Schedule::pingpong ? c.tile_n : c.tile_n / c.consumer_warpgroups;
+}
+constexpr int num_threads(const KernelConfig& c) {
+  return (c.consumer_warpgroups + 1) * kWarpgroupThreads;
+}
+
+// One formula for shared memory: the kernel lays out what these functions count.
+// A ring stage holds, in this order: X, W, scales, zeros, each 128-byte aligned (X 1024).
+constexpr int align_up(int value, int alignment) {
+  return (value + alignment - 1) / alignment * alignment;
+}
+constexpr int x_stage_bytes(const KernelConfig& c) { return c.tile_m * c.tile_k * 2; }
+constexpr int w_stage_bytes(const KernelConfig& c) {
+  return c.tile_n * c.tile_k * bits_of(c.weight) / 8;
+}
+/// Groups that a stage may touch: one per k-block, or one per k16 step for fine groups.
+constexpr int groups_per_stage(const KernelConfig& c) { return c.tile_k / (c.fine_groups ? 16 : 64); }
+constexpr int scale_stage_bytes(const KernelConfig& c) {
+  return c.quant == Quant::column ? 0 : align_up(groups_per_stage(c) * c.tile_n * 2, 128);
+}
+constexpr int zero_stage_bytes(const KernelConfig& c) {
+  return c.quant == Quant::group_zero ? scale_stage_bytes(c) : 0;
+}
+constexpr int stage_bytes(const KernelConfig& c) {
+  return align_up(x_stage_bytes(c) + w_stage_bytes(c) + scale_stage_bytes(c) + zero_stage_bytes(c),
+                  1024);
+}
+/// Output staging: each consumer warpgroup's slab, kStageTokens tokens × its rows, 16 bytes of
+/// padding a row so that stmatrix and the 16-byte reads hit each bank once.
+constexpr int staging_pitch_elems(const KernelConfig& c) { return rows_per_warpgroup(c) + 8; }
+constexpr int staging_tokens(const KernelConfig& c) {
+  return c.tile_m < kStageTokens ? c.tile_m : kStageTokens;
+}
+constexpr int staging_bytes(const KernelConfig& c) {
+  return c.consumer_warpgroups * staging_tokens(c) * staging_pitch_elems(c) * 2;
+}
+/// fp32 partial tile that cluster_k CTAs exchange; it reuses the ring, which is drained by then.
+constexpr int partial_pitch_elems(const KernelConfig& c) { return c.tile_n + 4; }
+constexpr int partial_bytes(const KernelConfig& c) {
+  return c.tile_m * partial_pitch_elems(c) * 4;
+}
+inline constexpr int kBarrierBytes = 2 * kMaxStages * 8;
+
+/// Dynamic shared memory of a tiled kernel, alignment slack included.
+constexpr int tiled_smem_bytes(const KernelConfig& c, const LaunchConfig& l) {
+  int ring = l.stages * stage_bytes(c);
+  if (l.cluster_k > 1 && ring < partial_bytes(c)) ring = align_up(partial_bytes(c), 1024);
+  return 1024 + ring + staging_bytes(c) + kBarrierBytes;
+}
+/// The deepest ring that fits, given how many CTAs should share an SM.
+constexpr int max_stages(const KernelConfig& c) {
+  const int budget = c.ctas_per_sm == 1 ? kMaxSharedBytes
+                                        : kSharedBytesPerSm / c.ctas_per_sm - kReservedSharedBytes;
+  const int stages = (budget - 1024 - staging_bytes(c) - kBarrierBytes) / stage_bytes(c);
+  return stages > kMaxStages ? kMaxStages : stages;
+}
+
+/// Registers of a consumer thread after setmaxnreg: what the producers give up, shared out.
+constexpr int consumer_registers(const KernelConfig& c) {
+  if (c.ctas_per_sm == 2) return c.consumer_warpgroups == 1 ? 208 : c.consumer_warpgroups == 2 ? 104 : 56;
+  return c.consumer_warpgroups <= 2 ? 240 : c.consumer_warpgroups == 3 ? 160 : 112;
+}
+inline constexpr int kProducerRegisters = 24;
+
+/// Rules a compiled variant must keep. Returns nullptr, or the rule that is broken.
+constexpr const char* why_illegal(const KernelConfig& c) {
+  if (c.arch != 90 && c.arch != 80) return "arch must be 90 or 80";
+  if (c.act == DataType::f32) return "activations must be f16 or bf16";
+  if (c.fine_groups && c.quant == Quant::column) return "fine groups need group scales";
+  if (c.schedule == Schedule::streaming || c.schedule == Schedule::multistage) return nullptr;
+  if (c.arch != 90) return "cooperative and pingpong schedules need arch 90";
+  if (c.tile_m < 8 || c.tile_m > 256 || c.tile_m % 8 != 0) {
+    return "tile_m must be a multiple of 8 from 8 to 256 (the N of wgmma)";
+  }
+  if (c.tile_k != 64 && c.tile_k != 128) return "tile_k must be 64 or 128";
+  if (c.consumer_warpgroups < 1 || c.consumer_warpgroups > 4) {
+    return "consumer_warpgroups must be 1 to 4";
+  }
+  if (c.schedule == Schedule::pingpong && c.consumer_warpgroups != 2) {
+    return "pingpong needs two consumer warpgroups";
+  }
+  if (c.tile_n % kWarpgroupRows != 0 || rows_per_warpgroup(c) % kWarpgroupRows != 0) {
+    return "tile_n must give each consumer warpgroup a multiple of 64 rows";
+  }
+  if (rows_per_warpgroup(c) / kWarpgroupRows * c.tile_m > 256) {
+    return "accumulators: rows per warpgroup / 64 x tile_m must not exceed 256";
+  }
+  if (c.ctas_per_sm < 1 || c.ctas_per_sm > 2) return "ctas_per_sm must be 1 or 2";
+  if (max_stages(c) < 2) return "shared memory must hold two ring stages";
+  return nullptr;
+}
+constexpr bool is_legal(const KernelConfig& c) { return why_illegal(c) == nullptr; }
+
+/// Rules a launch must keep on top. `x_by_tma` is false where X's address or leading dimension isn't
+/// a multiple of 16 bytes.
+constexpr const char* why_illegal(const KernelConfig& c, const LaunchConfig& l, bool x_by_tma) {
+  if (l.cluster_n < 1 || l.cluster_m < 1 || l.cluster_k < 1) return "cluster sizes must be positive";
+  if (l.cluster_size() > 8) return "a cluster has at most 8 CTAs";
+  if (c.tile_m % (8 * l.cluster_n) != 0) return "tile_m must be a multiple of 8 x cluster_n";
+  if (c.tile_n / layout::kStripRows % l.cluster_m != 0) {
+    return "the strips of a tile must divide by cluster_m";
+  }
+  if (l.cluster_n > 1 && !x_by_tma) return "cluster_n > 1 needs X loaded by TMA";
+  if (l.cluster_k > 1 && c.schedule != Schedule::cooperative) {
+    return "cluster_k > 1 needs the cooperative schedule";
+  }
+  if (l.cluster_k > 1 && (l.split_k > 1 || l.stream_k)) {
+    return "K is split either inside clusters or through the workspace, not both";
+  }
+  if (l.split_k < 1) return "split_k must be positive";
+  if (l.split_k > 1 && l.stream_k) return "split_k and stream_k exclude each other";
+  if (l.stages < 2 || l.stages > kMaxStages) return "stages must be 2 to 16";
+  if (tiled_smem_bytes(c, l) > kMaxSharedBytes) return "shared memory exceeds 227 KB";
+  if (l.raster_m < 1) return "raster_m must be positive";
+  return nullptr;
+}
+
+/// A CUtensorMap, without the driver's header.
+struct alignas(64) TensorMap {
+  std::uint64_t opaque[16];
+};
+
+/// Everything a kernel is given. One POD for every kernel; a field that a kernel doesn't use is 0.
+struct Params {
+  TensorMap x_map;      ///< X [M, K], 16-bit, 128-byte swizzle, box 64 k × (tile_m / cluster_n)
+  TensorMap codes_map;  ///< codes as u32 [strips][words], box w_box_words × (strips / cluster_m)
+  TensorMap scales_map; ///< scales [strips][G·16], box (groups per stage · 16) × strips
+  TensorMap zeros_map;  ///< zeros, like scales
+
+  const void* x;
+  const std::uint8_t* codes;
+  const std::uint16_t* scales;
+  const std::uint16_t* zeros;
+  void* y;
+  const void* bias;
+  const void* residual;
+  void* workspace;
+  std::uint64_t flag_tag;  ///< differs from launch to launch; marks a partial sum as written
+
+  std::int64_t ldx, ldy, ldr;      // elements
+  std::int64_t codes_pitch_bytes;  // from strip to strip
+  std::int64_t groups_pitch;       // groups from strip to strip
+
+  int m, n, k;
+  int tiles_n, tiles_m;  ///< CTA tiles (pingpong: warpgroup tiles), rounded up to whole clusters
+  int k_tiles;           ///< ring stages along K
+  int stream_tiles;      ///< how many of the cluster tiles are split along K (the last ones)
+  int raster_m;
+  int cluster_n, cluster_m, cluster_k;
+  int stages;
+  int group_shift;       ///< log2(group size); 30 = per column
+  int scale_box_bytes;   ///< bytes of scales that one stage receives
+  int scale_box_groups;  ///< groups in it
+
+  float alpha;
+  float relu_floor;   ///< 0 for relu, else −infinity: y = max(y, relu_floor)
+  float gate_linear;  ///< y · sigmoid(y · (gate_linear + gate_cubic · y²)): silu 1, 0;
+  float gate_cubic;   ///<   gelu (tanh form) 2√(2/π), 2√(2/π) · 0.044715
+  bool gated;         ///< silu or gelu
+  bool x_by_tma;
+  bool y_vectors;     ///< Y rows take aligned 16-byte stores
+  bool r_vectors;     ///< residual rows take aligned 16-byte loads
+  bool pdl;
+  bool zeros_scaled;  ///< gz: the zeros are already multiplied by the scale
+};
+
+}  // namespace mixgemm
