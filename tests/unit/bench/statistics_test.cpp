@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "common/statistics.hpp"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+namespace mixgemm::bench {
+namespace {
+
+TEST(Copies, WorkingSetExceedsTheCacheForEveryWeightThatCan) {
+  for (double bytes = 0.8e6; bytes < 1e9; bytes *= 1.37) {
+    for (const bool overlapping : {false, true}) {
+      const int copies = num_copies(bytes, overlapping);
+      EXPECT_GT(copies * bytes, kWorkingSetBytes) << bytes;
+      EXPECT_GE(copies, overlapping ? kMinCopiesOverlapping : kMinCopies) << bytes;
+      EXPECT_LE(copies, kMaxLaunches);
+    }
+  }
+  EXPECT_EQ(num_copies(1, true), kMaxLaunches);
+  EXPECT_EQ(num_copies(8.4e6, true), 48);
+  EXPECT_EQ(num_copies(235e6, true), 4);
+  EXPECT_EQ(num_copies(235e6, false), 2);
+}
+
+TEST(Launches, EveryCopyCountsAlikeAndGraphsLastLongEnough) {
+  for (const int copies : {1, 2, 4, 7, 48, 300, 512}) {
+    for (double us = 0.5; us < 2e4; us *= 1.9) {
+      const int launches = num_launches(us, copies);
+      EXPECT_EQ(launches % copies, 0) << copies << " " << us;
+      EXPECT_GE(launches, copies);
+      EXPECT_LE(launches, kMaxLaunches);
+      if (launches + copies <= kMaxLaunches) {
+        EXPECT_GE(launches * us, kGraphUs) << copies << " " << us;
+      }
+    }
+  }
+}
+
+TEST(Spread, MedianOfOddAndEvenSamples) {
+  const Spread odd = spread_of({5, 1, 3});
+  EXPECT_EQ(odd.median, 3);
+  EXPECT_EQ(odd.min, 1);
+  EXPECT_EQ(odd.max, 5);
+  EXPECT_EQ(spread_of({4, 1, 2, 3}).median, 2.5);
+  EXPECT_EQ(spread_of({7}).median, 7);
+}
+
+TEST(GeometricMean, OfPowers) {
+  EXPECT_DOUBLE_EQ(geometric_mean({2, 8}), 4);
+  EXPECT_EQ(geometric_mean({}), 0);
+}
+
+TEST(Contract, RefusesWrongSumsSingleElementsAndPoison) {
+  const Error dense{.relative = 3e-4, .worst = 2e-3, .bad = 0};
+  EXPECT_TRUE(keeps_contract({3e-4, 2e-3, 0}, dense));
+  EXPECT_TRUE(keeps_contract({3.2e-4, 4.9e-3, 0}, dense));
+  EXPECT_FALSE(keeps_contract({3.3e-4, 2e-3, 0}, dense));
+  EXPECT_FALSE(keeps_contract({3e-4, 5.1e-3, 0}, dense));
+  EXPECT_FALSE(keeps_contract({3e-4, 2e-3, 1}, dense));
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_FALSE(keeps_contract({nan, 2e-3, 0}, dense));
+}
+
+}  // namespace
+}  // namespace mixgemm::bench
