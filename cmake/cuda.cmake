@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+# The CUDA compiler, its flags and the architectures to build for.
+#   -DCMAKE_CUDA_ARCHITECTURES=90|90a|native or a list such as "80;90a"; 90a where not given.
+# Every unit names its own -gencode: Hopper kernels exist as sm_90a only (wgmma, setmaxnreg), however
+# the architecture is spelled.
+
+# mixgemm_cuda_architectures(LIST OUT): numbers, each once: "80;90a" and "80-real;90" give "80;90".
+function(mixgemm_cuda_architectures requested out)
+  set(numbers "")
+  foreach(entry IN LISTS requested)
+    if(entry MATCHES "^(native|all|all-major)$")
+      set(found "")
+      if(entry STREQUAL native)
+        # The driver's answer; nvcc's own -arch=native gives up where there is no GPU.
+        execute_process(COMMAND nvidia-smi --query-gpu=compute_cap --format=csv,noheader
+          OUTPUT_VARIABLE found ERROR_QUIET RESULT_VARIABLE failed)
+        string(REGEX MATCHALL "[0-9]+\\.[0-9]" found "${found}")
+        string(REPLACE "." "" found "${found}")
+        if(failed OR NOT found)
+          message(STATUS "mixgemm: no GPU found for CMAKE_CUDA_ARCHITECTURES=native, building for 90a")
+        endif()
+      endif()
+      if(NOT found)
+        set(found 90)
+      endif()
+      list(APPEND numbers ${found})
+    elseif(entry MATCHES "^([0-9]+)[af]?(-real|-virtual)?$")
+      list(APPEND numbers ${CMAKE_MATCH_1})
+    else()
+      message(FATAL_ERROR "CMAKE_CUDA_ARCHITECTURES must be native or a list of numbers such as "
+        "\"80;90a\"; got \"${requested}\"")
+    endif()
+  endforeach()
+  list(REMOVE_DUPLICATES numbers)
+  set(${out} "${numbers}" PARENT_SCOPE)
+endfunction()
+
+if(NOT CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES 90a)
+endif()
+mixgemm_cuda_architectures("${CMAKE_CUDA_ARCHITECTURES}" MIXGEMM_CUDA_ARCHITECTURES)
+message(STATUS "mixgemm: CUDA architectures ${MIXGEMM_CUDA_ARCHITECTURES}")
+# CMake adds no architecture flags of its own, in the compiler test neither.
+set(CMAKE_CUDA_ARCHITECTURES OFF)
+
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+  find_program(MIXGEMM_NVCC nvcc PATHS /usr/local/cuda/bin)
+  if(MIXGEMM_NVCC)
+    set(CMAKE_CUDA_COMPILER ${MIXGEMM_NVCC})
+  endif()
+endif()
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+enable_language(CUDA)
+find_package(Python3 3.11 REQUIRED COMPONENTS Interpreter)
+find_package(CUDAToolkit REQUIRED)
+
+# The launcher keeps what ptxas says of each unit beside its object, for the static checks, and with
+# MIXGEMM_WERROR refuses a unit whose wgmma ptxas serializes.
+set(CMAKE_CUDA_COMPILER_LAUNCHER ${Python3_EXECUTABLE}
+  ${PROJECT_SOURCE_DIR}/tools/compile_launcher.py)
+if(MIXGEMM_WERROR)
+  list(APPEND CMAKE_CUDA_COMPILER_LAUNCHER --strict)
+endif()
+if(MIXGEMM_CCACHE)
+  list(APPEND CMAKE_CUDA_COMPILER_LAUNCHER ${MIXGEMM_CCACHE})
+endif()
+
+# CMake 3.25 passes no -std=c++20 to nvcc 13, so it is a flag of ours.
+set(MIXGEMM_CUDA_FLAGS -std=c++20 -O3 --expt-relaxed-constexpr -Xptxas=-v)
+set(MIXGEMM_SM90_FLAGS -gencode=arch=compute_90a,code=sm_90a)
+target_compile_options(mixgemm_options INTERFACE
+  "$<$<COMPILE_LANGUAGE:CUDA>:${MIXGEMM_CUDA_FLAGS};$<$<BOOL:${MIXGEMM_WERROR}>:-Werror=all-warnings>>")
+# libcuda isn't linked: its entry points are looked up at run time, so that the library loads on a
+# machine without a driver.
+target_link_libraries(mixgemm_options INTERFACE $<BUILD_INTERFACE:CUDA::cudart_static>)
+
+# mixgemm_cuda_sources(TARGET ARCH sources...): adds .cu files compiled for one architecture.
+function(mixgemm_cuda_sources target arch)
+  if(arch EQUAL 90)
+    set(gencode ${MIXGEMM_SM90_FLAGS})
+  else()
+    set(gencode -gencode=arch=compute_${arch},code=sm_${arch})
+  endif()
+  target_sources(${target} PRIVATE ${ARGN})
+  set_source_files_properties(${ARGN} TARGET_DIRECTORY ${target} PROPERTIES
+    COMPILE_OPTIONS "${gencode}")
+endfunction()
