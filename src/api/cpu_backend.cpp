@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "api/cpu_backend.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstdint>
+#include <fstream>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "api/kernel_names.hpp"
+#include "api/plan_impl.hpp"
+#include "cpu/cpu_gemm.hpp"
+#include "util/parallel.hpp"
+
+namespace mixgemm::cpu {
+namespace {
+
+constexpr int kMaxThreads = 4096;  // anything above is a mistake, not a machine
+constexpr Method kMethods[] = {Method::simd, Method::blas};
+constexpr WeightType kWeights[] = {WeightType::int4, WeightType::int8};
+constexpr DataType kActs[] = {DataType::f16, DataType::bf16};
+constexpr std::string_view kQuants[] = {"c", "g", "gz"};
+
+std::string_view quant_name(const QuantSpec& spec) {
+  if (spec.zero != ZeroKind::none) return "gz";
+  return spec.group_size == 0 ? "c" : "g";
+}
+
+std::string make_kernel_id(DataType act, WeightType weight, std::string_view quant, Method method) {
+  return fmt::format("cpu_{}_{}_{}_{}", mixgemm::to_string(act),
+                     weight == WeightType::int4 ? "i4" : "i8", quant, to_string(method));
+}
+
+std::string kernel_id_of(const Problem& problem, Method method) {
+  return make_kernel_id(problem.act, problem.weight.type, quant_name(problem.weight), method);
+}
+
+std::string make_config_id(const std::string& kernel_id, const Problem& problem, int num_threads) {
+  const int group = problem.weight.group_size;
+  return group == 0 ? fmt::format("{}@t{}", kernel_id, num_threads)
+                    : fmt::format("{}@g{}_t{}", kernel_id, group, num_threads);
+}
+
+std::vector<std::string> kernel_ids() {
+  std::vector<std::string> ids;
+  for (const KernelInfo& kernel : kernels()) ids.push_back(kernel.id);
+  return ids;
+}
+
+class CpuPlan final : public Plan::Impl {
+ public:
+  CpuPlan(const Problem& problem, Method method, int num_threads, std::string why)
+      : Impl(problem, kernel_id_of(problem, method),
+             make_config_id(kernel_id_of(problem, method), problem, num_threads),
+             cpu::workspace_bytes(problem, method)),
+        method_(method),
+        num_threads_(num_threads),
+        why_(std::move(why)) {}
+
+  std::string explain() const override {
+    const Problem& p = problem();
+    return fmt::format(
+        "kernel         {}\n"
+        "configuration  {}\n"
+        "why            {}\n"
+        "problem        M={} N={} K={} act={} weight={} zero={} group_size={} scales={}\n"
+        "runs on        {} threads, SIMD target {}{}\n"
+        "workspace      {} bytes\n",
+        kernel_id(), config_id(), why_, p.m, p.n, p.k, mixgemm::to_string(p.act),
+        mixgemm::to_string(p.weight.type), mixgemm::to_string(p.weight.zero), p.weight.group_size,
+        mixgemm::to_string(p.weight.scale_type), num_threads_, simd_target(),
+        method_ == Method::blas ? ", BLAS " + blas_description() : "", workspace_bytes());
+  }
+
+  Status run(const RunArgs& args) const override {
+    return cpu::gemm(problem(), args, method_, num_threads_);
+  }
+
+ private:
+  Method method_;
+  int num_threads_;
+  std::string why_;
+};
+
+/// What the run-time part of a configuration id fixes.
+struct ConfigPart {
+  std::optional<int> group_size;
+  std::optional<int> num_threads;
+};
+
+/// "g128_t2", "t2", "g128": each part at most once; nothing for any other text.
+std::optional<ConfigPart> parse_config_part(std::string_view text) {
+  ConfigPart part;
+  while (true) {
+    const std::string_view token = text.substr(0, text.find('_'));
+    std::optional<int>* field = token.starts_with('g')   ? &part.group_size
+                                : token.starts_with('t') ? &part.num_threads
+                                                         : nullptr;
+    if (field == nullptr || field->has_value()) return std::nullopt;
+    int value = 0;
+    const char* end = token.data() + token.size();
+    const auto [rest, error] = std::from_chars(token.data() + 1, end, value);
+    if (error != std::errc() || rest != end || value < 1) return std::nullopt;
+    *field = value;
+    if (token.size() == text.size()) return part;
+    text.remove_prefix(token.size() + 1);
+  }
+}
+
+Status invalid(std::string message) {
+  return Status(StatusCode::invalid_argument, std::move(message));
+}
+
+/// A plan for the kernel or configuration that the caller named.
+Result<Plan> named_plan(const Problem& problem, const std::string& name, int num_threads) {
+  const std::size_t at = name.find('@');
+  const std::string id = name.substr(0, at);
+
+  const std::vector<std::string> ids = kernel_ids();
+  if (std::find(ids.begin(), ids.end(), id) == ids.end()) return kernel_not_found(name, ids);
+  std::optional<Method> method;
+  for (const Method candidate : kMethods) {
+    if (kernel_id_of(problem, candidate) == id) method = candidate;
+  }
+  if (!method) {
+    return invalid(fmt::format("kernel {} does not fit the problem, whose kernels are {} and {}",
+                               id, kernel_id_of(problem, kMethods[0]),
+                               kernel_id_of(problem, kMethods[1])));
+  }
+
+  if (at != std::string::npos) {
+    const std::optional<ConfigPart> part = parse_config_part(std::string_view(name).substr(at + 1));
+    if (!part) {
+      return invalid(fmt::format(
+          "the configuration after @ must be like g128_t2 (group size, threads); got \"{}\"",
+          name));
+    }
+    if (part->group_size && *part->group_size != problem.weight.group_size) {
+      return invalid(fmt::format("configuration {} is for group_size {}; the problem has {}", name,
+                                 *part->group_size, problem.weight.group_size));
+    }
+    if (part->num_threads) {
+      if (*part->num_threads > kMaxThreads) {
+        return invalid(fmt::format("configuration {} asks for {} threads; at most {}", name,
+                                   *part->num_threads, kMaxThreads));
+      }
+      num_threads = *part->num_threads;
+    }
+  }
+  if (*method == Method::blas && problem.batch_invariant) {
+    return invalid(fmt::format(
+        "kernel {} is not batch invariant (a BLAS sums in an order that depends on M); {} is", id,
+        kernel_id_of(problem, Method::simd)));
+  }
+  if (*method == Method::blas && !blas_available()) {
+    return Status(StatusCode::unsupported,
+                  fmt::format("kernel {} needs a BLAS: {}", id, blas_description()));
+  }
+  return Plan(std::make_shared<CpuPlan>(problem, *method, num_threads, "the caller named it"));
+}
+
+/// The processor's name as Linux reports it.
+std::string processor_name() {
+  std::ifstream cpuinfo("/proc/cpuinfo");
+  for (std::string line; std::getline(cpuinfo, line);) {
+    const std::size_t colon = line.find(": ");
+    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "CPU";
+}
+
+}  // namespace
+
+Result<Plan> plan(const Problem& problem, const PlanOptions& options) {
+  if (options.num_threads < 0 || options.num_threads > kMaxThreads) {
+    return invalid(fmt::format("num_threads must be 0 (all cores) .. {}; got {}", kMaxThreads,
+                               options.num_threads));
+  }
+  // Resolved here, so that the configuration id says what will run.
+  const int num_threads = options.num_threads > 0 ? options.num_threads : default_num_threads();
+  if (!options.kernel.empty()) return named_plan(problem, options.kernel, num_threads);
+  return Plan(
+      std::make_shared<CpuPlan>(problem, choose(problem), num_threads, explain_choice(problem)));
+}
+
+std::vector<KernelInfo> kernels() {
+  std::vector<KernelInfo> list;
+  for (const Method method : kMethods) {
+    for (const DataType act : kActs) {
+      for (const WeightType weight : kWeights) {
+        for (const std::string_view quant : kQuants) {
+          KernelInfo info;
+          info.id = make_kernel_id(act, weight, quant, method);
+          info.device = Device::cpu;
+          info.reason = method == Method::simd
+                            ? "small M: codes are multiplied straight from the packed bytes"
+                            : "large M: dequantized panels feed the BLAS found at run time";
+          list.push_back(std::move(info));
+        }
+      }
+    }
+  }
+  return list;
+}
+
+DeviceInfo device() {
+  DeviceInfo info;
+  info.device = Device::cpu;
+  info.name = processor_name();
+  info.num_sms = default_num_threads();
+  info.note = fmt::format("SIMD target {}; BLAS: {}", simd_target(), blas_description());
+  return info;
+}
+
+}  // namespace mixgemm::cpu
