@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The contract between host and device, in one copy for both: which kernels exist (KernelConfig),
-// how one is launched (LaunchConfig), what it is given (Params), how much shared memory it takes and
-// what is legal. The generator's output is checked against is_legal() when it is compiled.
+// how one is launched (LaunchConfig), what it is given (Params), how much shared memory it takes
+// and what is legal. The generator's output is checked against is_legal() when it is compiled.
 #pragma once
 
 #include <cstddef>
@@ -47,11 +47,11 @@ struct KernelConfig {
 
 /// The run-time part of a configuration: costs nothing to vary, so no kernel is compiled for it.
 struct LaunchConfig {
-  int cluster_n = 1;  ///< CTAs that share activations by multicast
-  int cluster_m = 1;  ///< CTAs that share weights by multicast
-  int cluster_k = 1;  ///< CTAs that split K and sum over distributed shared memory
-  int stages = 4;     ///< ring depth
-  int split_k = 1;    ///< k ranges per tile, summed through the workspace in a fixed order
+  int cluster_n = 1;      ///< CTAs that share activations by multicast
+  int cluster_m = 1;      ///< CTAs that share weights by multicast
+  int cluster_k = 1;      ///< CTAs that split K and sum over distributed shared memory
+  int stages = 4;         ///< ring depth
+  int split_k = 1;        ///< k ranges per tile, summed through the workspace in a fixed order
   bool stream_k = false;  ///< the tiles of the last, partial wave are spread over all CTAs
   int raster_m = 8;       ///< token tiles in a raster band: tiles close in time share weights in L2
 
@@ -61,7 +61,7 @@ struct LaunchConfig {
 
 inline constexpr int kWarpSize = 32;
 inline constexpr int kWarpgroupThreads = 128;
-inline constexpr int kWarpgroupRows = 64;   // rows of a wgmma
+inline constexpr int kWarpgroupRows = 64;  // rows of a wgmma
 inline constexpr int kMaxStages = 16;
 inline constexpr int kMaxSharedBytes = 227 * 1024;  // per CTA, SM90
 inline constexpr int kSharedBytesPerSm = 228 * 1024;
@@ -86,7 +86,9 @@ constexpr int w_stage_bytes(const KernelConfig& c) {
   return c.tile_n * c.tile_k * bits_of(c.weight) / 8;
 }
 /// Groups that a stage may touch: one per k-block, or one per k16 step for fine groups.
-constexpr int groups_per_stage(const KernelConfig& c) { return c.tile_k / (c.fine_groups ? 16 : 64); }
+constexpr int groups_per_stage(const KernelConfig& c) {
+  return c.tile_k / (c.fine_groups ? 16 : 64);
+}
 constexpr int scale_stage_bytes(const KernelConfig& c) {
   return c.quant == Quant::column ? 0 : align_up(groups_per_stage(c) * c.tile_n * 2, 128);
 }
@@ -108,9 +110,7 @@ constexpr int staging_bytes(const KernelConfig& c) {
 }
 /// fp32 partial tile that cluster_k CTAs exchange; it reuses the ring, which is drained by then.
 constexpr int partial_pitch_elems(const KernelConfig& c) { return c.tile_n + 4; }
-constexpr int partial_bytes(const KernelConfig& c) {
-  return c.tile_m * partial_pitch_elems(c) * 4;
-}
+constexpr int partial_bytes(const KernelConfig& c) { return c.tile_m * partial_pitch_elems(c) * 4; }
 inline constexpr int kBarrierBytes = 2 * kMaxStages * 8;
 
 /// Dynamic shared memory of a tiled kernel, alignment slack included.
@@ -127,12 +127,17 @@ constexpr int max_stages(const KernelConfig& c) {
   return stages > kMaxStages ? kMaxStages : stages;
 }
 
-/// Registers of a consumer thread after setmaxnreg: what the producers give up, shared out.
-constexpr int consumer_registers(const KernelConfig& c) {
-  if (c.ctas_per_sm == 2) return c.consumer_warpgroups == 1 ? 208 : c.consumer_warpgroups == 2 ? 104 : 56;
-  return c.consumer_warpgroups <= 2 ? 240 : c.consumer_warpgroups == 3 ? 160 : 112;
+// Registers. The compiler caps every thread at launch_registers (from __launch_bounds__); producers
+// then give theirs up to kProducerRegisters and consumers share what that frees: setmaxnreg.inc
+// waits for registers that exist, so a consumer budget above this formula would hang the kernel.
+inline constexpr int kProducerRegisters = 40;
+constexpr int launch_registers(const KernelConfig& c) {
+  return 65536 / c.ctas_per_sm / num_threads(c) / 8 * 8;
 }
-inline constexpr int kProducerRegisters = 24;
+constexpr int consumer_registers(const KernelConfig& c) {
+  return launch_registers(c) +
+         (launch_registers(c) - kProducerRegisters) / c.consumer_warpgroups / 8 * 8;
+}
 
 /// Rules a compiled variant must keep. Returns nullptr, or the rule that is broken.
 constexpr const char* why_illegal(const KernelConfig& c) {
@@ -147,6 +152,9 @@ constexpr const char* why_illegal(const KernelConfig& c) {
   if (c.tile_k != 64 && c.tile_k != 128) return "tile_k must be 64 or 128";
   if (c.consumer_warpgroups < 1 || c.consumer_warpgroups > 4) {
     return "consumer_warpgroups must be 1 to 4";
+  }
+  if (launch_registers(c) <= kProducerRegisters || consumer_registers(c) > 240) {
+    return "registers: consumer_warpgroups x ctas_per_sm must leave 48 to 240 a thread";
   }
   if (c.schedule == Schedule::pingpong && c.consumer_warpgroups != 2) {
     return "pingpong needs two consumer warpgroups";
@@ -163,10 +171,11 @@ constexpr const char* why_illegal(const KernelConfig& c) {
 }
 constexpr bool is_legal(const KernelConfig& c) { return why_illegal(c) == nullptr; }
 
-/// Rules a launch must keep on top. `x_by_tma` is false where X's address or leading dimension isn't
-/// a multiple of 16 bytes.
+/// Rules a launch must keep on top. `x_by_tma` is false where X's address or leading dimension
+/// isn't a multiple of 16 bytes.
 constexpr const char* why_illegal(const KernelConfig& c, const LaunchConfig& l, bool x_by_tma) {
-  if (l.cluster_n < 1 || l.cluster_m < 1 || l.cluster_k < 1) return "cluster sizes must be positive";
+  if (l.cluster_n < 1 || l.cluster_m < 1 || l.cluster_k < 1)
+    return "cluster sizes must be positive";
   if (l.cluster_size() > 8) return "a cluster has at most 8 CTAs";
   if (c.tile_m % (8 * l.cluster_n) != 0) return "tile_m must be a multiple of 8 x cluster_n";
   if (c.tile_n / layout::kStripRows % l.cluster_m != 0) {
@@ -192,12 +201,19 @@ struct alignas(64) TensorMap {
   std::uint64_t opaque[16];
 };
 
+/// L2 eviction policies, as createpolicy.fractional encodes them for all of an access.
+inline constexpr std::uint64_t kEvictNormal = 0x1000000000000000ull;
+inline constexpr std::uint64_t kEvictFirst =
+    0x12f0000000000000ull;  ///< read once: weights, one token tile
+inline constexpr std::uint64_t kEvictLast =
+    0x14f0000000000000ull;  ///< read by every CTA: a small X
+
 /// Everything a kernel is given. One POD for every kernel; a field that a kernel doesn't use is 0.
 struct Params {
-  TensorMap x_map;      ///< X [M, K], 16-bit, 128-byte swizzle, box 64 k × (tile_m / cluster_n)
-  TensorMap codes_map;  ///< codes as u32 [strips][words], box w_box_words × (strips / cluster_m)
-  TensorMap scales_map; ///< scales [strips][G·16], box (groups per stage · 16) × strips
-  TensorMap zeros_map;  ///< zeros, like scales
+  TensorMap x_map;       ///< X [M, K], 16-bit, 128-byte swizzle, box 64 k × (tile_m / cluster_n)
+  TensorMap codes_map;   ///< codes as u32 [strips][words], box w_box_words × (strips / cluster_m)
+  TensorMap scales_map;  ///< scales [strips][G·16], box (groups per stage · 16) × strips
+  TensorMap zeros_map;   ///< zeros, like scales
 
   const void* x;
   const std::uint8_t* codes;
@@ -207,16 +223,20 @@ struct Params {
   const void* bias;
   const void* residual;
   void* workspace;
-  std::uint64_t flag_tag;  ///< differs from launch to launch; marks a partial sum as written
+  std::uint64_t codes_policy;  ///< L2 policy of codes, scales and zeros (kEvict…)
+  std::uint64_t x_policy;      ///< L2 policy of activations
+  std::uint64_t flag_tag;      ///< differs from launch to launch; marks a partial sum as written
 
   std::int64_t ldx, ldy, ldr;      // elements
   std::int64_t codes_pitch_bytes;  // from strip to strip
   std::int64_t groups_pitch;       // groups from strip to strip
 
   int m, n, k;
-  int tiles_n, tiles_m;  ///< CTA tiles (pingpong: warpgroup tiles), rounded up to whole clusters
-  int k_tiles;           ///< ring stages along K
-  int stream_tiles;      ///< how many of the cluster tiles are split along K (the last ones)
+  int cluster_tiles_n, cluster_tiles_m;  ///< tiles of cluster_n × cluster_m CTA tiles, rounded up
+  int k_tiles;                           ///< ring stages along K
+  int stream_tiles;  ///< how many of the cluster tiles are split along K (the last ones)
+  int stream_length,
+      stream_longer;  ///< stream_tiles · k_tiles ÷ clusters in the grid: quotient, rest
   int raster_m;
   int cluster_n, cluster_m, cluster_k;
   int stages;
@@ -230,8 +250,8 @@ struct Params {
   float gate_cubic;   ///<   gelu (tanh form) 2√(2/π), 2√(2/π) · 0.044715
   bool gated;         ///< silu or gelu
   bool x_by_tma;
-  bool y_vectors;     ///< Y rows take aligned 16-byte stores
-  bool r_vectors;     ///< residual rows take aligned 16-byte loads
+  bool y_vectors;  ///< Y rows take aligned 16-byte stores
+  bool r_vectors;  ///< residual rows take aligned 16-byte loads
   bool pdl;
   bool zeros_scaled;  ///< gz: the zeros are already multiplied by the scale
 };

@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+// From accumulators of Yᵀ to rows of Y: partial sums of tiles split along K, the epilogue, the
+// store. One object per consumer warpgroup; accumulator 4·j + i of row block r belongs to
+//   feature 64·r + 16·warp + lane/4 + 8·(i/2)   and   token 8·j + 2·(lane%4) + i%2
+// of the warpgroup's rows (PTX ISA, "wgmma D fragment").
+#pragma once
+
+#include <cstdint>
+
+#include "device/tile_scheduler.cuh"
+#include "kernel_config.hpp"
+#include "ptx/arith.cuh"
+#include "ptx/matrix.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/sync.cuh"
+
+namespace mixgemm::device {
+
+/// Named barriers of the tiled kernel; 0 belongs to __syncthreads.
+enum NamedBarrier : int {
+  kWarpgroupBarrier = 1,  ///< + warpgroup: the 128 threads of one consumer warpgroup
+  kConsumersBarrier = 5,  ///< all consumer warpgroups
+};
+
+/// Workspace: flags [CTAs][4], one for each consumer warpgroup, then partial tiles [CTAs][tile].
+__host__ __device__ constexpr std::int64_t workspace_flag_bytes(int num_ctas) {
+  return (std::int64_t(num_ctas) * 4 * 8 + 255) / 256 * 256;
+}
+
+template <KernelConfig kConfig, class Epilogue>
+class Output {
+ public:
+  static constexpr bool kPingpong = kConfig.schedule == Schedule::pingpong;
+  static constexpr int kRows = rows_per_warpgroup(kConfig);
+  static constexpr int kRowBlocks = kRows / kWarpgroupRows;
+  static constexpr int kTileM = kConfig.tile_m;
+  static constexpr int kPitch = staging_pitch_elems(kConfig);
+  static constexpr int kPartialPitch = partial_pitch_elems(kConfig);
+  static constexpr int kConsumerThreads = kConfig.consumer_warpgroups * kWarpgroupThreads;
+  using Accumulators = float[kRowBlocks][kTileM / 2];
+
+  __device__ __forceinline__ Output(const Params& p, char* staging, int warpgroup)
+      : p_(p),
+        staging_(reinterpret_cast<std::uint16_t*>(staging) +
+                 warpgroup * staging_tokens(kConfig) * kPitch),
+        warpgroup_(warpgroup) {}
+
+  /// Epilogue and store of a whole tile, kStageTokens tokens at a time through the staging slab.
+  __device__ __forceinline__ void store(Accumulators& acc, const WorkItem& item) const {
+    constexpr int kChunk = staging_tokens(kConfig);
+    const int first_n = item.tile_n * kConfig.tile_n + in_tile() * kRows;
+    float bias[kRowBlocks][2], scale[kRowBlocks][2];
+#pragma unroll
+    for (int r = 0; r < kRowBlocks; ++r) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int n = first_n + row_of(r, half);
+        bias[r][half] = bias_of(n);
+        scale[r][half] = column_scale_of(n);
+      }
+    }
+#pragma unroll
+    for (int chunk = 0; chunk < kTileM; chunk += kChunk) {
+      const int first_m = item.tile_m * kTileM + chunk;
+      if (first_m >= p_.m) return;
+      sync();  // the slab is free: everyone has stored the chunk before
+      if (p_.residual != nullptr) {
+        load_residual(first_n, first_m);
+        sync();
+      }
+#pragma unroll
+      for (int r = 0; r < kRowBlocks; ++r) {
+#pragma unroll
+        for (int j = 0; j < kChunk && chunk + j < kTileM; j += 16) {
+          finish_block(acc[r], chunk / 8 + j / 8, r, j, first_n, first_m, bias[r], scale[r]);
+        }
+      }
+      sync();
+      store_chunk(first_n, first_m, min(kChunk, kTileM - chunk));
+    }
+  }
+
+  /// split_k and stream_k: leaves the sums in the workspace for the cluster that finishes the tile.
+  __device__ __forceinline__ void leave_partial(const Accumulators& acc, int slot,
+                                                int slots) const {
+    float4* const out = partial_slot(slot, slots);
+    for_each_quad([&](int r, int i, int at) {
+      out[at] = make_float4(acc[r][i], acc[r][i + 1], acc[r][i + 2], acc[r][i + 3]);
+    });
+    sync();  // all writes of the warpgroup, then the flag that publishes them
+    if (thread() == 0) ptx::st_release_gpu(flag(slot), p_.flag_tag);
+  }
+
+  /// Adds what leave_partial left, once it is there, and clears the flag for the next launch.
+  __device__ __forceinline__ void take_partial(Accumulators& acc, int slot, int slots) const {
+    if (thread() == 0) {
+      while (ptx::ld_acquire_gpu(flag(slot)) != p_.flag_tag) __nanosleep(64);
+    }
+    sync();
+    const float4* const in = partial_slot(slot, slots);
+    for_each_quad([&](int r, int i, int at) {
+      const float4 v = __ldcg(in + at);
+      acc[r][i] += v.x;
+      acc[r][i + 1] += v.y;
+      acc[r][i + 2] += v.z;
+      acc[r][i + 3] += v.w;
+    });
+    sync();
+    if (thread() == 0) *flag(slot) = 0;
+  }
+
+  /// cluster_k: puts the sums into this CTA's drained ring, as fp32 [token][feature].
+  __device__ __forceinline__ void put_partial(const Accumulators& acc, char* ring) const {
+    ptx::bar_sync(kConsumersBarrier, kConsumerThreads);  // every warpgroup is done reading the ring
+    float* const out = reinterpret_cast<float*>(ring) + in_tile() * kRows;
+#pragma unroll
+    for (int r = 0; r < kRowBlocks; ++r) {
+#pragma unroll
+      for (int i = 0; i < kTileM / 2; ++i) {
+        const int token = 8 * (i / 4) + 2 * (lane() % 4) + i % 2;
+        out[token * kPartialPitch + row_of(r, i / 2 % 2)] = acc[r][i];
+      }
+    }
+  }
+
+  /// cluster_k: this CTA's share of the tokens, summed over the cluster's CTAs in rank order,
+  /// through the epilogue to Y. first_rank + x · rank_step is the CTA that holds k range x.
+  __device__ __forceinline__ void sum_partials_and_store(std::uint32_t ring, const WorkItem& item,
+                                                         int k_rank, int first_rank,
+                                                         int rank_step) const {
+    const int token_begin = kTileM * k_rank / p_.cluster_k;
+    const int token_end = kTileM * (k_rank + 1) / p_.cluster_k;
+    constexpr int kQuads = kConfig.tile_n / 4;
+    const int me = warpgroup_ * kWarpgroupThreads + thread();
+    for (int e = token_begin * kQuads + me; e < token_end * kQuads; e += kConsumerThreads) {
+      const int token = e / kQuads;
+      const int row = e % kQuads * 4;
+      const int m = item.tile_m * kTileM + token;
+      const int n = item.tile_n * kConfig.tile_n + row;
+      if (m >= p_.m || n >= p_.n) continue;
+      float sum[4] = {0.f, 0.f, 0.f, 0.f};
+      for (int x = 0; x < p_.cluster_k; ++x) {
+        const float4 v = ptx::ld_shared_cluster_f32x4(ring + (token * kPartialPitch + row) * 4,
+                                                      first_rank + x * rank_step);
+        sum[0] += v.x;
+        sum[1] += v.y;
+        sum[2] += v.z;
+        sum[3] += v.w;
+      }
+      finish_quad(sum, n, m);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static int thread() { return threadIdx.x % kWarpgroupThreads; }
+  __device__ __forceinline__ static int lane() { return threadIdx.x % kWarpSize; }
+  __device__ __forceinline__ static int warp() { return threadIdx.x / kWarpSize % 4; }
+  __device__ __forceinline__ int in_tile() const { return kPingpong ? 0 : warpgroup_; }
+  __device__ __forceinline__ static int row_of(int r, int half) {
+    return r * kWarpgroupRows + warp() * layout::kStripRows + lane() / 4 + 8 * half;
+  }
+  __device__ __forceinline__ void sync() const {
+    ptx::bar_sync(kWarpgroupBarrier + warpgroup_, kWarpgroupThreads);
+  }
+
+  static __device__ __forceinline__ float to_float(std::uint16_t bits) {
+    return kConfig.act == DataType::f16 ? ptx::cvt_f32_f16(bits)
+                                        : __uint_as_float(std::uint32_t(bits) << 16);
+  }
+  static __device__ __forceinline__ std::uint32_t pack(float low, float high) {
+    return kConfig.act == DataType::f16 ? ptx::cvt_f16x2_f32(low, high)
+                                        : ptx::cvt_bf16x2_f32(low, high);
+  }
+
+  __device__ __forceinline__ float bias_of(int n) const {
+    if (p_.bias == nullptr || n >= p_.n) return 0.f;
+    return to_float(static_cast<const std::uint16_t*>(p_.bias)[n]);
+  }
+  __device__ __forceinline__ float column_scale_of(int n) const {
+    if (kConfig.quant != Quant::column || n >= p_.n) return 1.f;
+    return to_float(p_.scales[layout::scale_index(n, 0, p_.groups_pitch)]);
+  }
+
+  // The workspace's quads lie as [quad][thread], so that a warp's accesses are contiguous.
+  template <class Body>
+  static __device__ __forceinline__ void for_each_quad(Body body) {
+#pragma unroll
+    for (int r = 0; r < kRowBlocks; ++r) {
+#pragma unroll
+      for (int i = 0; i < kTileM / 2; i += 4) {
+        body(r, i, (r * (kTileM / 8) + i / 4) * kWarpgroupThreads + thread());
+      }
+    }
+  }
+  __device__ __forceinline__ std::uint64_t* flag(int slot) const {
+    return static_cast<std::uint64_t*>(p_.workspace) + slot * 4 + in_tile();
+  }
+  __device__ __forceinline__ float4* partial_slot(int slot, int slots) const {
+    auto* const tiles =
+        reinterpret_cast<float*>(static_cast<char*>(p_.workspace) + workspace_flag_bytes(slots));
+    return reinterpret_cast<float4*>(tiles + std::int64_t(slot) * kConfig.tile_n * kTileM +
+                                     in_tile() * kRows * kTileM);
+  }
+
+  /// 16 tokens × 64 features of a row block: epilogue, rounding, transposed store into the slab.
+  /// j8: the first accumulator's token / 8; slab_token: where the tokens go in the slab.
+  __device__ __forceinline__ void finish_block(const float (&acc)[kTileM / 2], int j8, int r,
+                                               int slab_token, int first_n, int first_m,
+                                               const float (&bias)[2],
+                                               const float (&scale)[2]) const {
+    const bool full = 8 * j8 + 16 <= kTileM;  // compile-time after unrolling
+    const int l = lane();
+    const std::uint32_t slab =
+        ptx::smem_address(staging_ + (slab_token + 8 * (l / 16) * full + l % 8) * kPitch +
+                          r * kWarpgroupRows + warp() * layout::kStripRows + 8 * (l / 8 % 2));
+    float y[8], b[8], residual[8];
+    int n[8], m[8];
+#pragma unroll
+    for (int v = 0; v < 8; ++v) {
+      const int half = v / 2 % 2;
+      y[v] = full || v < 4 ? acc[4 * j8 + v] * scale[half] : 0.f;
+      b[v] = bias[half];
+      residual[v] = 0.f;
+      n[v] = first_n + row_of(r, half);
+      m[v] = first_m + slab_token + 8 * (v / 4) + 2 * (l % 4) + v % 2;
+    }
+    if (p_.residual != nullptr) {
+      std::uint32_t bits[4] = {0, 0, 0, 0};
+      if (full) {
+        ptx::ldmatrix_x4_trans(bits, slab);
+      } else {
+        ptx::ldmatrix_x2_trans(bits[0], bits[1], slab);
+      }
+#pragma unroll
+      for (int v = 0; v < 8; ++v) {
+        residual[v] = to_float(static_cast<std::uint16_t>(bits[v / 2] >> (16 * (v % 2))));
+      }
+    }
+    Epilogue::apply(p_, y, b, residual, n, m);
+    const std::uint32_t out[4] = {pack(y[0], y[1]), pack(y[2], y[3]), pack(y[4], y[5]),
+                                  pack(y[6], y[7])};
+    if (full) {
+      ptx::stmatrix_x4_trans(slab, out);
+    } else {
+      ptx::stmatrix_x2_trans(slab, out[0], out[1]);
+    }
+  }
+
+  /// Residual rows → slab, where finish_block finds each element in the place of its output.
+  __device__ __forceinline__ void load_residual(int first_n, int first_m) const {
+    const auto* const residual = static_cast<const std::uint16_t*>(p_.residual);
+    constexpr int kVectors = kRows / 8;
+#pragma unroll 1
+    for (int e = thread(); e < staging_tokens(kConfig) * kVectors; e += kWarpgroupThreads) {
+      const int token = e / kVectors;
+      const int n = first_n + e % kVectors * 8;
+      const int m = first_m + token;
+      std::uint16_t* const slab = staging_ + token * kPitch + e % kVectors * 8;
+      if (m >= p_.m) break;
+      const std::uint16_t* const row = residual + m * p_.ldr + n;
+      if (p_.r_vectors && n + 8 <= p_.n) {
+        *reinterpret_cast<uint4*>(slab) = *reinterpret_cast<const uint4*>(row);
+      } else {
+        for (int i = 0; i < 8; ++i) slab[i] = n + i < p_.n ? row[i] : std::uint16_t(0);
+      }
+    }
+  }
+
+  /// Slab → rows of Y, 16 bytes a thread where alignment allows.
+  __device__ __forceinline__ void store_chunk(int first_n, int first_m, int tokens) const {
+    auto* const y = static_cast<std::uint16_t*>(p_.y);
+    constexpr int kVectors = kRows / 8;
+#pragma unroll 4
+    for (int e = thread(); e < tokens * kVectors; e += kWarpgroupThreads) {
+      const int token = e / kVectors;
+      const int n = first_n + e % kVectors * 8;
+      const int m = first_m + token;
+      if (m >= p_.m) break;
+      const std::uint16_t* const slab = staging_ + token * kPitch + e % kVectors * 8;
+      std::uint16_t* const row = y + m * p_.ldy + n;
+      if (p_.y_vectors && n + 8 <= p_.n) {
+        *reinterpret_cast<uint4*>(row) = *reinterpret_cast<const uint4*>(slab);
+      } else {
+        for (int i = 0; i < 8; ++i) {
+          if (n + i < p_.n) row[i] = slab[i];
+        }
+      }
+    }
+  }
+
+  /// Four neighbouring features of one token: scale, epilogue, store.
+  __device__ __forceinline__ void finish_quad(float (&sum)[4], int first_n, int token) const {
+    const auto* const residual = static_cast<const std::uint16_t*>(p_.residual);
+    auto* const row = static_cast<std::uint16_t*>(p_.y) + token * p_.ldy + first_n;
+    float b[4], r[4];
+    int n[4], m[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      n[i] = first_n + i;
+      m[i] = token;
+      sum[i] *= column_scale_of(n[i]);
+      b[i] = bias_of(n[i]);
+      r[i] = residual != nullptr && n[i] < p_.n ? to_float(residual[token * p_.ldr + n[i]]) : 0.f;
+    }
+    Epilogue::apply(p_, sum, b, r, n, m);
+    const std::uint32_t low = pack(sum[0], sum[1]), high = pack(sum[2], sum[3]);
+    if (p_.y_vectors && first_n + 4 <= p_.n) {
+      *reinterpret_cast<uint2*>(row) = make_uint2(low, high);
+    } else {
+      const std::uint32_t words[2] = {low, high};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (n[i] < p_.n) row[i] = static_cast<std::uint16_t>(words[i / 2] >> (16 * (i % 2)));
+      }
+    }
+  }
+
+  const Params& p_;
+  std::uint16_t* const staging_;
+  const int warpgroup_;
+};
+
+}  // namespace mixgemm::device

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+// The ring between producer and consumers: full and empty barriers, and a cursor over stages.
+#pragma once
+
+#include <cstdint>
+
+#include "kernel_config.hpp"
+#include "ptx/mbarrier.cuh"
+
+namespace mixgemm::device {
+
+/// A place in the endless sequence of stages: slot and parity.
+struct RingCursor {
+  int stages;
+  int stage = 0;
+  std::uint32_t phase = 0;
+
+  __device__ __forceinline__ explicit RingCursor(int num_stages) : stages(num_stages) {}
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == stages) {
+      stage = 0;
+      phase ^= 1u;
+    }
+  }
+  /// Passes over `count` stages that somebody else consumes.
+  __device__ __forceinline__ void skip(int count) {
+    stage += count;
+    phase ^= (stage / stages) & 1u;
+    stage %= stages;
+  }
+};
+
+/// The barriers. full: the producer announced the bytes, the copy engine delivered them. empty: all
+/// warps that read the stage, in every CTA that its multicasts reach, have let go of it.
+class Ring {
+ public:
+  __device__ __forceinline__ Ring(std::uint32_t barriers, int stages)
+      : barriers_(barriers), stages_(stages) {}
+
+  __device__ __forceinline__ std::uint32_t full(int stage) const { return barriers_ + 8 * stage; }
+  __device__ __forceinline__ std::uint32_t empty(int stage) const {
+    return barriers_ + 8 * (kMaxStages + stage);
+  }
+
+  __device__ __forceinline__ void init(int producer_arrivals, int consumer_arrivals) const {
+    for (int i = 0; i < stages_; ++i) {
+      ptx::mbarrier_init(full(i), producer_arrivals);
+      ptx::mbarrier_init(empty(i), consumer_arrivals);
+    }
+  }
+  __device__ __forceinline__ void wait_full(const RingCursor& at) const {
+    ptx::mbarrier_wait(full(at.stage), at.phase);
+  }
+  /// A fresh barrier counts as having completed the phase before its first, so the first round of
+  /// the ring passes at once.
+  __device__ __forceinline__ void wait_empty(const RingCursor& at) const {
+    ptx::mbarrier_wait(empty(at.stage), at.phase ^ 1u);
+  }
+  /// One warp lets go of a stage, towards each of the `sharers` CTAs that write into it.
+  __device__ __forceinline__ void release(const RingCursor& at, int lane, int sharers,
+                                          int first_rank) const {
+    if (sharers == 1) {
+      if (lane == 0) ptx::mbarrier_arrive(empty(at.stage));
+    } else if (lane < sharers) {
+      ptx::mbarrier_arrive_cluster(empty(at.stage), first_rank + lane);
+    }
+  }
+
+ private:
+  std::uint32_t barriers_;
+  int stages_;
+};
+
+}  // namespace mixgemm::device

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which work a CTA does, in which order. Every role of every CTA of a cluster walks the same list.
+//
+// Cluster tiles are numbered by a raster of bands: raster_m token tiles high, so that the CTAs that
+// run at one time share weights (bands) and activations (columns) in L2. The last stream_tiles of
+// them are stream-K'd: their k-tile iterations, laid end to end, are cut into equal ranges, one for
+// each cluster; the others are handed out whole. One mechanism serves all three schedulers:
+//   data_parallel  stream_tiles = 0
+//   split_k S      stream_tiles = all, S clusters per tile
+//   stream_k       stream_tiles = those of the last, partial wave
+//
+// Order matters twice. A cluster first does the range that it leaves unfinished, then whole tiles,
+// and last the tiles that it finishes for others, whose partial sums are ready by then. And it only
+// ever waits for lower-numbered clusters, which the hardware starts first: no deadlock, even when
+// the grid isn't resident as a whole.
+#pragma once
+
+#include <cstdint>
+
+#include "kernel_config.hpp"
+
+namespace mixgemm::device {
+
+/// A tile, or a range of one along K.
+struct WorkItem {
+  int tile_n, tile_m;     // of this CTA
+  int k_begin, k_end;     // in ring stages
+  bool finishes;          // this CTA stores the tile; otherwise it leaves a partial sum
+  int first_contributor;  // clusters [first_contributor, mine) left partial sums; −1: none
+};
+
+class TileScheduler {
+ public:
+  __device__ __forceinline__ TileScheduler(const Params& p, int cluster, int num_clusters, int rank)
+      : p_(p), num_clusters_(num_clusters), rank_(rank) {
+    next_whole_ = cluster;
+    if (p.stream_tiles > 0) {
+      stream_begin_ = range_begin(cluster);
+      stream_end_ = range_begin(cluster + 1);
+    }
+    next_owned_ = stream_begin_;
+    unfinished_ = stream_end_ % p.k_tiles != 0 && stream_end_ > stream_begin_;
+  }
+
+  /// The next item, or false.
+  __device__ __forceinline__ bool next(WorkItem& item) {
+    if (unfinished_) {
+      unfinished_ = false;
+      const int tile = stream_end_ / p_.k_tiles;
+      const int first = tile * p_.k_tiles;
+      place(whole_tiles() + tile, item);
+      item.k_begin = stream_begin_ > first ? stream_begin_ - first : 0;
+      item.k_end = stream_end_ - first;
+      item.finishes = false;
+      item.first_contributor = -1;
+      return true;
+    }
+    if (next_whole_ < whole_tiles()) {
+      place(next_whole_, item);
+      next_whole_ += num_clusters_;
+      item.k_begin = 0;
+      item.k_end = p_.k_tiles;
+      item.finishes = true;
+      item.first_contributor = -1;
+      return true;
+    }
+    const int tile = next_owned_ / p_.k_tiles;
+    const int first = tile * p_.k_tiles;
+    if (p_.stream_tiles == 0 || first + p_.k_tiles > stream_end_) return false;
+    place(whole_tiles() + tile, item);
+    item.k_begin = next_owned_ - first;
+    item.k_end = p_.k_tiles;
+    item.finishes = true;
+    item.first_contributor = item.k_begin > 0 ? owner_of(first) : -1;
+    next_owned_ = first + p_.k_tiles;
+    return true;
+  }
+
+  /// False for a cluster whose range is empty: it left no partial sum.
+  __device__ __forceinline__ bool contributes(int cluster) const {
+    return range_begin(cluster) < range_begin(cluster + 1);
+  }
+
+ private:
+  __device__ __forceinline__ int whole_tiles() const {
+    return p_.cluster_tiles_n * p_.cluster_tiles_m - p_.stream_tiles;
+  }
+
+  /// First iteration of a cluster's range: the ranges' lengths differ by at most one.
+  __device__ __forceinline__ int range_begin(int cluster) const {
+    return cluster * p_.stream_length + (cluster < p_.stream_longer ? cluster : p_.stream_longer);
+  }
+
+  /// The cluster whose range holds an iteration.
+  __device__ __forceinline__ int owner_of(int iteration) const {
+    const int in_longer = p_.stream_longer * (p_.stream_length + 1);
+    if (iteration < in_longer) return iteration / (p_.stream_length + 1);
+    return p_.stream_longer + (iteration - in_longer) / p_.stream_length;
+  }
+
+  /// Raster: cluster tile → this CTA's tile.
+  __device__ __forceinline__ void place(int tile, WorkItem& item) const {
+    const int per_band = p_.raster_m * p_.cluster_tiles_n;
+    const int band = tile / per_band;
+    const int in_band = tile % per_band;
+    const int left = p_.cluster_tiles_m - band * p_.raster_m;
+    const int height = left < p_.raster_m ? left : p_.raster_m;
+    item.tile_m = (band * p_.raster_m + in_band % height) * p_.cluster_m +
+                  rank_ / p_.cluster_n % p_.cluster_m;
+    item.tile_n = in_band / height * p_.cluster_n + rank_ % p_.cluster_n;
+  }
+
+  const Params& p_;
+  const int num_clusters_, rank_;
+  int next_whole_;
+  int stream_begin_ = 0, stream_end_ = 0, next_owned_ = 0;
+  bool unfinished_;
+};
+
+}  // namespace mixgemm::device

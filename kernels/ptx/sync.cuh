@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// Control: griddepcontrol, setmaxnreg, named barriers, clusters, fences.
+#pragma once
+
+#include <cstdint>
+
+namespace mixgemm::ptx {
+
+/// Lets the next kernel of the stream start when every CTA has called this or exited.
+__device__ __forceinline__ void griddepcontrol_launch_dependents() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+/// Returns when the kernels before this one in the stream are complete and their writes visible.
+__device__ __forceinline__ void griddepcontrol_wait() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+/// Register budget of a warpgroup; every warp of it must execute the same one.
+template <int kRegisters>
+__device__ __forceinline__ void setmaxnreg_dec() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void setmaxnreg_inc() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+/// Barrier `id` over `threads` threads, which all come here.
+__device__ __forceinline__ void bar_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ std::uint32_t cluster_ctarank() {
+  std::uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+/// Cluster barrier, halves apart; aligned: all threads of a warp together.
+__device__ __forceinline__ void barrier_cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void barrier_cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+/// Orders this thread's ordinary shared-memory writes before later reads by wgmma or the copy
+/// engine.
+__device__ __forceinline__ void fence_proxy_async_shared() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// 16 bytes from the shared memory of CTA `rank`, at the address they have in this CTA.
+__device__ __forceinline__ float4 ld_shared_cluster_f32x4(std::uint32_t address,
+                                                          std::uint32_t rank) {
+  float4 v;
+  asm volatile(
+      "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %4, %5;\n"
+      " ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n}"
+      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+      : "r"(address), "r"(rank)
+      : "memory");
+  return v;
+}
+
+/// A flag in global memory that publishes earlier writes of the thread (and, through a barrier
+/// before it, of its warpgroup) to every thread of the device.
+__device__ __forceinline__ void st_release_gpu(std::uint64_t* flag, std::uint64_t value) {
+  asm volatile("st.release.gpu.global.b64 [%0], %1;" ::"l"(flag), "l"(value) : "memory");
+}
+__device__ __forceinline__ std::uint64_t ld_acquire_gpu(const std::uint64_t* flag) {
+  std::uint64_t value;
+  asm volatile("ld.acquire.gpu.global.b64 %0, [%1];" : "=l"(value) : "l"(flag) : "memory");
+  return value;
+}
+
+}  // namespace mixgemm::ptx

@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0
+// The tiled Hopper kernel: Y[M,N] = epilogue(X[M,K] · dequant(W)[N,K]ᵀ) for prefill and mid-size M.
+// docs/sm90_kernel.md explains it with pictures; this file reads top to bottom.
+//
+// Operands are swapped: the tensor cores compute Yᵀ = W · Xᵀ, so the weight is wgmma's A operand,
+// which may come from registers, where it is dequantized, and the tokens are its N, which may be 8.
+//
+//   global         shared memory (ring of stages)          registers of a consumer warpgroup
+//   codes  ──TMA──▶ W  tile_n × tile_k codes    ──LDS──▶ words ─lop3,fma▶ A fragment ┐
+//   scales ──TMA──▶ S  tile_n × groups          ──LDS──▶ group constants ────────────┘ wgmma ▶ Yᵀ
+//   X      ──TMA──▶ X  tile_m × tile_k, swizzled ────────── descriptor ───────────────┘
+//
+//   Yᵀ ─ epilogue ─ stmatrix.trans ─▶ staging (rows of Y) ─ 16-byte stores ─▶ global
+//
+// One producer warpgroup feeds the ring, the others consume it. cooperative: all consumer
+// warpgroups share a tile, 64·r rows each. pingpong: they take tiles in turn, so that one's
+// epilogue runs under the other's MMAs. Persistent: a CTA walks the list of its TileScheduler.
+//
+// PDL contract: before griddepcontrol.wait nothing is touched but codes, scales, zeros and tensor
+// maps. Every role waits for itself before it touches anything else, and every CTA waits.
+#pragma once
+
+#include <cstdint>
+
+#include "device/dequant.cuh"
+#include "device/output.cuh"
+#include "device/ring.cuh"
+#include "device/tile_scheduler.cuh"
+#include "epilogues/standard.cuh"
+#include "kernel_config.hpp"
+#include "ptx/mbarrier.cuh"
+#include "ptx/sync.cuh"
+#include "ptx/tma.cuh"
+#include "ptx/wgmma.cuh"
+
+namespace mixgemm {
+
+/// Variant::config: the KernelConfig, Variant::Epilogue: the epilogue. A tag type instead of a
+/// class template argument, which breaks nvcc's host stub inside a namespace.
+template <class Variant>
+struct TiledKernel {
+  static constexpr KernelConfig kConfig = Variant::config;
+  static_assert(is_legal(kConfig), "illegal KernelConfig: ask why_illegal() for the rule");
+  static_assert(kConfig.schedule == Schedule::cooperative ||
+                kConfig.schedule == Schedule::pingpong);
+
+  static constexpr bool kPingpong = kConfig.schedule == Schedule::pingpong;
+  static constexpr int kConsumers = kConfig.consumer_warpgroups;
+  static constexpr int kRowBlocks = rows_per_warpgroup(kConfig) / kWarpgroupRows;
+  static constexpr int kTileM = kConfig.tile_m;
+  static constexpr int kKBlocks = kConfig.tile_k / layout::kBlockK;
+  static constexpr int kStrips = kConfig.tile_n / layout::kStripRows;
+  static constexpr int kBits = bits_of(kConfig.weight);
+  static constexpr int kCellBytes = layout::cell_bytes(kBits);
+  static constexpr int kStageBytes = stage_bytes(kConfig);
+  static constexpr int kXBytes = x_stage_bytes(kConfig);
+  static constexpr int kWBytes = w_stage_bytes(kConfig);
+  static constexpr int kScaleOffset = kXBytes + kWBytes;
+  static constexpr int kZeroOffset = kScaleOffset + scale_stage_bytes(kConfig);
+  // A box of codes holds up to 256 words of a strip: two int4 k-blocks, or one of int8.
+  static constexpr int kBoxKBlocks = kKBlocks * kCellBytes > 1024 ? 1 : kKBlocks;
+  static constexpr int kBoxes = kKBlocks / kBoxKBlocks;
+  static constexpr int kBoxRowBytes = kBoxKBlocks * kCellBytes;
+  // Warps that release a stage: all consumers share it, or one pingpong warpgroup owns it.
+  static constexpr int kReleasingWarps = kPingpong ? 4 : 4 * kConsumers;
+
+  using Epilogue = typename Variant::Epilogue;
+  using Dequant = device::Dequantizer<kConfig.act, kConfig.weight, kConfig.quant>;
+  using Mma = ptx::WgmmaRs<kConfig.act, kTileM>;
+  using Output = device::Output<kConfig, Epilogue>;
+  using Accumulators = float[kRowBlocks][kTileM / 2];
+
+  const Params& p;
+  const device::Ring ring;
+  const std::uint32_t stages_base;  // shared-window address of stage 0
+  char* const smem;                 // the same as a pointer
+  const int rank;                   // in the cluster: n fastest, then m, then k
+  const int cluster, num_clusters;
+  const int k_rank;
+
+  __device__ __forceinline__ int slot() const { return cluster * cluster_size() + rank; }
+  __device__ __forceinline__ int cluster_size() const {
+    return p.cluster_n * p.cluster_m * p.cluster_k;
+  }
+  __device__ __forceinline__ device::TileScheduler scheduler() const {
+    return device::TileScheduler(p, cluster, num_clusters, rank);
+  }
+  /// This CTA's share of an item's k range: all of it, unless the cluster splits K.
+  __device__ __forceinline__ void k_range(const device::WorkItem& item, int& begin,
+                                          int& end) const {
+    const int length = item.k_end - item.k_begin;
+    begin = item.k_begin + length * k_rank / p.cluster_k;
+    end = item.k_begin + length * (k_rank + 1) / p.cluster_k;
+  }
+
+  // ---- producer -------------------------------------------------------------------------------
+
+  /// Codes, scales and zeros of one stage: all that may be read before griddepcontrol.wait.
+  __device__ __forceinline__ void load_weights(int stage, int tile_n, int k_tile) const {
+    const std::uint32_t base = stages_base + stage * kStageBytes;
+    const std::uint32_t full = ring.full(stage);
+    const int first_strip = tile_n * kStrips;
+#pragma unroll 1  // unrolled, the producer's 40 registers don't suffice
+    for (int box = 0; box < kBoxes; ++box) {
+      const std::uint32_t dst = base + kXBytes + box * kStrips * kBoxRowBytes;
+      const int word = (k_tile * kBoxes + box) * (kBoxRowBytes / 4);
+      if (p.cluster_m == 1) {
+        ptx::cp_async_bulk_tensor_2d(dst, p.codes_map, word, first_strip, full, p.codes_policy);
+      } else {  // each CTA of a column loads its share of the strips for all of them
+        const int share = kStrips / p.cluster_m;
+        const int mine = rank / p.cluster_n % p.cluster_m;
+        const int first_rank = rank - mine * p.cluster_n;
+        std::uint32_t mask = 0;
+        for (int i = 0; i < p.cluster_m; ++i) mask |= 1u << (first_rank + i * p.cluster_n);
+        ptx::cp_async_bulk_tensor_2d_multicast(dst + mine * share * kBoxRowBytes, p.codes_map, word,
+                                               first_strip + mine * share, full,
+                                               static_cast<std::uint16_t>(mask), p.codes_policy);
+      }
+    }
+    if constexpr (kConfig.quant != Quant::column) {
+      const int group = (k_tile * kConfig.tile_k) >> p.group_shift;
+      ptx::cp_async_bulk_tensor_2d(base + kScaleOffset, p.scales_map, group * layout::kStripRows,
+                                   first_strip, full, p.codes_policy);
+      if constexpr (kConfig.quant == Quant::group_zero) {
+        ptx::cp_async_bulk_tensor_2d(base + kZeroOffset, p.zeros_map, group * layout::kStripRows,
+                                     first_strip, full, p.codes_policy);
+      }
+    }
+  }
+
+  /// Activations of one stage by TMA; with cluster_n > 1 each CTA of a row loads its share of the
+  /// tokens for all of them.
+  __device__ __forceinline__ void load_x(int stage, int tile_m, int k_tile) const {
+    const std::uint32_t base = stages_base + stage * kStageBytes;
+    const std::uint32_t full = ring.full(stage);
+#pragma unroll
+    for (int block = 0; block < kKBlocks; ++block) {
+      const std::uint32_t dst = base + block * (kTileM * 128);
+      const int k = (k_tile * kKBlocks + block) * layout::kBlockK;
+      if (p.cluster_n == 1) {
+        ptx::cp_async_bulk_tensor_2d(dst, p.x_map, k, tile_m * kTileM, full, p.x_policy);
+      } else {
+        const int share = kTileM / p.cluster_n;
+        const int mine = rank % p.cluster_n;
+        const std::uint32_t mask = ((1u << p.cluster_n) - 1u) << (rank - mine);
+        ptx::cp_async_bulk_tensor_2d_multicast(dst + mine * share * 128, p.x_map, k,
+                                               tile_m * kTileM + mine * share, full,
+                                               static_cast<std::uint16_t>(mask), p.x_policy);
+      }
+    }
+  }
+
+  /// Activations of one stage by the 128 producer threads, for addresses or leading dimensions that
+  /// TMA refuses: 2-byte loads, zero beyond M and K, stored where the 128-byte swizzle puts them.
+  __device__ __forceinline__ void copy_x(int stage, int tile_m, int k_tile) const {
+    char* const base = smem + stage * kStageBytes;
+    const auto* const x = static_cast<const std::uint16_t*>(p.x);
+    const int pair = threadIdx.x % 32;  // two neighbouring k of a 64-k row
+    for (int row = threadIdx.x / 32 % 4; row < kTileM * kKBlocks; row += 4) {
+      const int block = row / kTileM;
+      const int token = row % kTileM;
+      const int m = tile_m * kTileM + token;
+      const int k = (k_tile * kKBlocks + block) * layout::kBlockK + 2 * pair;
+      const std::uint16_t* const source = x + m * p.ldx + k;
+      std::uint32_t value = 0;
+      if (m < p.m && k < p.k) value = source[0];
+      if (m < p.m && k + 1 < p.k) value |= std::uint32_t(source[1]) << 16;
+      const int chunk = (pair / 4) ^ (token % 8);  // 16-byte chunks, swizzled within 8 rows
+      *reinterpret_cast<std::uint32_t*>(base + row * 128 + chunk * 16 + pair % 4 * 4) = value;
+    }
+    ptx::fence_proxy_async_shared();
+    ptx::mbarrier_arrive(ring.full(stage));
+  }
+
+  __device__ __forceinline__ void issue_weights(int stage, int tile_n, int k_tile) const {
+    ptx::mbarrier_arrive_expect_tx(
+        ring.full(stage), kWBytes + (p.x_by_tma ? kXBytes : 0) +
+                              p.scale_box_bytes * (kConfig.quant == Quant::group_zero ? 2 : 1));
+    load_weights(stage, tile_n, k_tile);
+  }
+
+  /// Issues every stage of every item, in order. The first item's weights are on their way before
+  /// the kernels before this one are complete; activations wait for them. kByTma: one thread issues
+  /// everything; otherwise all of the warpgroup copies X and its first thread issues the rest.
+  template <bool kByTma>
+  __device__ __forceinline__ void produce() const {
+    const bool issuer = kByTma || threadIdx.x % kWarpgroupThreads == 0;
+    device::RingCursor cursor(p.stages);
+    device::WorkItem item;
+    bool first_item = true;
+    for (device::TileScheduler work = scheduler(); work.next(item); first_item = false) {
+      int k_begin, k_end;
+      k_range(item, k_begin, k_end);
+      int fresh = k_begin;  // from here on, weights are yet to be issued
+      if (first_item) {
+        fresh = min(k_begin + p.stages, k_end);
+        for (int k_tile = k_begin; issuer && k_tile < fresh; ++k_tile) {
+          issue_weights(k_tile - k_begin, item.tile_n, k_tile);
+        }
+        if (p.pdl) ptx::griddepcontrol_wait();
+      }
+      for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
+        if (k_tile >= fresh) {
+          ring.wait_empty(cursor);
+          if (issuer) issue_weights(cursor.stage, item.tile_n, k_tile);
+        }
+        if constexpr (kByTma) {
+          load_x(cursor.stage, item.tile_m, k_tile);
+        } else {
+          copy_x(cursor.stage, item.tile_m, k_tile);
+        }
+      }
+    }
+  }
+
+  // ---- consumer -------------------------------------------------------------------------------
+
+  /// The two rows' scale and zero bits of a strip, for the stage's group number `group`.
+  __device__ __forceinline__ device::GroupConstants load_group(const char* stage, int strip,
+                                                               int group, int lane) const {
+    const int at = (strip * p.scale_box_groups + group) * layout::kStripRows + lane / 4;
+    const auto* const s = reinterpret_cast<const std::uint16_t*>(stage + kScaleOffset) + at;
+    const std::uint16_t scale[2] = {s[0], s[8]};
+    std::uint16_t zero[2] = {0, 0};
+    if constexpr (kConfig.quant == Quant::group_zero) {
+      const auto* const z = reinterpret_cast<const std::uint16_t*>(stage + kZeroOffset) + at;
+      zero[0] = z[0];
+      zero[1] = z[8];
+    }
+    return Dequant::constants(scale, zero, p.zeros_scaled);
+  }
+
+  /// One stage: dequantize a k16 step while the tensor cores multiply the one before.
+  /// warpgroup counts within the tile; clear = the first stage of a tile overwrites the
+  /// accumulators.
+  __device__ __forceinline__ void multiply_stage(int stage_idx, int k_tile, bool clear,
+                                                 int warpgroup, int warp, int lane,
+                                                 Accumulators& acc) const {
+    const char* const stage = smem + stage_idx * kStageBytes;
+    const std::uint64_t x = ptx::wgmma_descriptor(stages_base + stage_idx * kStageBytes);
+    std::uint32_t a[2][kRowBlocks][4];
+    constexpr int kWords = 4 * Dequant::kWordsPerStep;
+#pragma unroll
+    for (int block = 0; block < kKBlocks; ++block) {
+      std::uint32_t words[kRowBlocks][kWords];
+      device::GroupConstants group[kRowBlocks];
+      const int first_k = (k_tile * kKBlocks + block) * layout::kBlockK;
+      const int box_first_group = (k_tile * kConfig.tile_k) >> p.group_shift;
+#pragma unroll
+      for (int r = 0; r < kRowBlocks; ++r) {
+        const int strip = (warpgroup * kRowBlocks + r) * 4 + warp;
+        const char* const cell = stage + kXBytes +
+                                 (block / kBoxKBlocks * kStrips + strip) * kBoxRowBytes +
+                                 block % kBoxKBlocks * kCellBytes + lane * 16;
+#pragma unroll
+        for (int plane = 0; plane < layout::planes(kBits); ++plane) {
+          const uint4 v = *reinterpret_cast<const uint4*>(cell + plane * layout::kPlaneBytes);
+          words[r][4 * plane + 0] = v.x;
+          words[r][4 * plane + 1] = v.y;
+          words[r][4 * plane + 2] = v.z;
+          words[r][4 * plane + 3] = v.w;
+        }
+        if constexpr (kConfig.quant != Quant::column && !kConfig.fine_groups) {
+          group[r] = load_group(stage, strip, (first_k >> p.group_shift) - box_first_group, lane);
+        }
+      }
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+#pragma unroll
+        for (int r = 0; r < kRowBlocks; ++r) {
+          if constexpr (kConfig.fine_groups) {
+            const int strip = (warpgroup * kRowBlocks + r) * 4 + warp;
+            group[r] = load_group(stage, strip,
+                                  ((first_k + 16 * step) >> p.group_shift) - box_first_group, lane);
+          }
+          std::uint32_t step_words[Dequant::kWordsPerStep];
+#pragma unroll
+          for (int w = 0; w < Dequant::kWordsPerStep; ++w) {
+            step_words[w] = words[r][step * Dequant::kWordsPerStep + w];
+          }
+          Dequant::step(step_words, group[r], a[step % 2][r]);
+        }
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int r = 0; r < kRowBlocks; ++r) {
+          Mma::mma(acc[r], a[step % 2][r], x + block * (kTileM * 128 / 16) + 2 * step,
+                   block > 0 || step > 0 || !clear);
+        }
+        ptx::wgmma_commit_group();
+        // The MMA before this one is done: its fragment may be overwritten.
+        ptx::wgmma_wait_group<1>();
+      }
+    }
+    ptx::wgmma_wait_group<0>();
+  }
+
+  __device__ __forceinline__ void consume(int warpgroup) const {
+    const int warp = threadIdx.x / kWarpSize % 4;
+    const int lane = threadIdx.x % kWarpSize;
+    const int in_tile = kPingpong ? 0 : warpgroup;
+    const int sharers = p.cluster_n * p.cluster_m;
+    if (p.pdl) ptx::griddepcontrol_wait();
+    Output output(p, smem + ring_bytes(), warpgroup);
+    device::RingCursor cursor(p.stages);
+    device::WorkItem item;
+    int turn = 0;
+    for (device::TileScheduler work = scheduler(); work.next(item); ++turn) {
+      int k_begin, k_end;
+      k_range(item, k_begin, k_end);
+      if (kPingpong && turn % 2 != warpgroup) {
+        cursor.skip(k_end - k_begin);
+        continue;
+      }
+      Accumulators acc;
+      for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
+        ring.wait_full(cursor);
+        multiply_stage(cursor.stage, k_tile, k_tile == k_begin, in_tile, warp, lane, acc);
+        ring.release(cursor, lane, sharers, k_rank * sharers);
+      }
+      if (p.cluster_k > 1) {
+        output.put_partial(acc, smem);
+        ptx::barrier_cluster_arrive();
+        ptx::barrier_cluster_wait();
+        output.sum_partials_and_store(stages_base, item, k_rank, rank % sharers, sharers);
+      } else if (!item.finishes) {
+        output.leave_partial(acc, slot(), num_clusters * cluster_size());
+      } else {
+        for (int c = item.first_contributor; c >= 0 && c < cluster; ++c) {
+          if (work.contributes(c)) {
+            output.take_partial(acc, c * cluster_size() + rank, num_clusters * cluster_size());
+          }
+        }
+        output.store(acc, item);
+      }
+    }
+  }
+
+  /// Bytes of the ring, which the exchange of a cluster that splits K may enlarge.
+  __device__ __forceinline__ int ring_bytes() const {
+    const int ring_size = p.stages * kStageBytes;
+    constexpr int kPartial = align_up(partial_bytes(kConfig), 1024);
+    return p.cluster_k > 1 && ring_size < kPartial ? kPartial : ring_size;
+  }
+};
+
+template <class Variant>
+__global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.ctas_per_sm)
+    gemm_tiled(const __grid_constant__ Params p) {
+  using Kernel = TiledKernel<Variant>;
+  constexpr KernelConfig kConfig = Variant::config;
+  extern __shared__ char dynamic_smem[];
+  // The swizzle pattern repeats every 1024 bytes of address.
+  char* const smem = reinterpret_cast<char*>(
+      (reinterpret_cast<std::uintptr_t>(dynamic_smem) + 1023) & ~std::uintptr_t(1023));
+
+  const int cluster_size = p.cluster_n * p.cluster_m * p.cluster_k;
+  const int rank = cluster_size > 1 ? static_cast<int>(ptx::cluster_ctarank()) : 0;
+  const int sharers = p.cluster_n * p.cluster_m;
+  int ring_bytes = p.stages * Kernel::kStageBytes;
+  constexpr int kPartial = align_up(partial_bytes(kConfig), 1024);
+  if (p.cluster_k > 1 && ring_bytes < kPartial) ring_bytes = kPartial;
+  const device::Ring ring(ptx::smem_address(smem) + ring_bytes + staging_bytes(kConfig), p.stages);
+
+  if (threadIdx.x == 0) {
+    ptx::prefetch_tensormap(p.codes_map);
+    if (p.x_by_tma) ptx::prefetch_tensormap(p.x_map);
+    if constexpr (kConfig.quant != Quant::column) ptx::prefetch_tensormap(p.scales_map);
+    if constexpr (kConfig.quant == Quant::group_zero) ptx::prefetch_tensormap(p.zeros_map);
+    ring.init(p.x_by_tma ? 1 : 1 + kWarpgroupThreads, Kernel::kReleasingWarps * sharers);
+    ptx::fence_mbarrier_init();
+  }
+  if (cluster_size > 1) {  // peers must not multicast into, or arrive on, barriers not yet there
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+  } else {
+    __syncthreads();
+  }
+  if (p.pdl) ptx::griddepcontrol_launch_dependents();
+
+  const Kernel kernel{p,
+                      ring,
+                      ptx::smem_address(smem),
+                      smem,
+                      rank,
+                      static_cast<int>(blockIdx.x) / cluster_size,
+                      static_cast<int>(gridDim.x) / cluster_size,
+                      rank / sharers};
+  const int warpgroup = threadIdx.x / kWarpgroupThreads;
+  if (warpgroup == Kernel::kConsumers) {
+    ptx::setmaxnreg_dec<kProducerRegisters>();
+    if (!p.x_by_tma) {
+      kernel.template produce<false>();
+    } else if (threadIdx.x % kWarpgroupThreads == 0) {
+      kernel.template produce<true>();
+    }
+    __syncwarp();
+    if (p.cluster_k > 1) {  // the consumers' barrier counts every thread of the cluster
+      ptx::barrier_cluster_arrive();
+      ptx::barrier_cluster_wait();
+    }
+  } else {
+    ptx::setmaxnreg_inc<consumer_registers(kConfig)>();
+    kernel.consume(warpgroup);
+  }
+  if (cluster_size > 1) {  // no CTA may leave while peers read its memory or arrive on its barriers
+    ptx::barrier_cluster_arrive();
+    ptx::barrier_cluster_wait();
+  }
+}
+
+}  // namespace mixgemm
