@@ -18,8 +18,10 @@
 #include "cpu/cpu_gemm.hpp"
 #include "util/parallel.hpp"
 
-namespace mixgemm::cpu {
+namespace mixgemm::cpu_backend {
 namespace {
+
+using cpu::Method;
 
 constexpr int kMaxThreads = 4096;  // anything above is a mistake, not a machine
 constexpr Method kMethods[] = {Method::simd, Method::blas};
@@ -33,8 +35,8 @@ std::string_view quant_name(const QuantSpec& spec) {
 }
 
 std::string make_kernel_id(DataType act, WeightType weight, std::string_view quant, Method method) {
-  return fmt::format("cpu_{}_{}_{}_{}", mixgemm::to_string(act),
-                     weight == WeightType::int4 ? "i4" : "i8", quant, to_string(method));
+  return fmt::format("cpu_{}_{}_{}_{}", to_string(act), weight == WeightType::int4 ? "i4" : "i8",
+                     quant, cpu::to_string(method));
 }
 
 std::string kernel_id_of(const Problem& problem, Method method) {
@@ -72,10 +74,10 @@ class CpuPlan final : public Plan::Impl {
         "problem        M={} N={} K={} act={} weight={} zero={} group_size={} scales={}\n"
         "runs on        {} threads, SIMD target {}{}\n"
         "workspace      {} bytes\n",
-        kernel_id(), config_id(), why_, p.m, p.n, p.k, mixgemm::to_string(p.act),
-        mixgemm::to_string(p.weight.type), mixgemm::to_string(p.weight.zero), p.weight.group_size,
-        mixgemm::to_string(p.weight.scale_type), num_threads_, simd_target(),
-        method_ == Method::blas ? ", BLAS " + blas_description() : "", workspace_bytes());
+        kernel_id(), config_id(), why_, p.m, p.n, p.k, to_string(p.act), to_string(p.weight.type),
+        to_string(p.weight.zero), p.weight.group_size, to_string(p.weight.scale_type), num_threads_,
+        cpu::simd_target(), method_ == Method::blas ? ", BLAS " + cpu::blas_description() : "",
+        workspace_bytes());
   }
 
   Status run(const RunArgs& args) const override {
@@ -158,9 +160,9 @@ Result<Plan> named_plan(const Problem& problem, const std::string& name, int num
         "kernel {} is not batch invariant (a BLAS sums in an order that depends on M); {} is", id,
         kernel_id_of(problem, Method::simd)));
   }
-  if (*method == Method::blas && !blas_available()) {
+  if (*method == Method::blas && !cpu::blas_available()) {
     return Status(StatusCode::unsupported,
-                  fmt::format("kernel {} needs a BLAS: {}", id, blas_description()));
+                  fmt::format("kernel {} needs a BLAS: {}", id, cpu::blas_description()));
   }
   return Plan(std::make_shared<CpuPlan>(problem, *method, num_threads, "the caller named it"));
 }
@@ -185,8 +187,8 @@ Result<Plan> plan(const Problem& problem, const PlanOptions& options) {
   // Resolved here, so that the configuration id says what will run.
   const int num_threads = options.num_threads > 0 ? options.num_threads : default_num_threads();
   if (!options.kernel.empty()) return named_plan(problem, options.kernel, num_threads);
-  return Plan(
-      std::make_shared<CpuPlan>(problem, choose(problem), num_threads, explain_choice(problem)));
+  return Plan(std::make_shared<CpuPlan>(problem, cpu::choose(problem), num_threads,
+                                        cpu::explain_choice(problem)));
 }
 
 std::vector<KernelInfo> kernels() {
@@ -214,8 +216,8 @@ DeviceInfo device() {
   info.device = Device::cpu;
   info.name = processor_name();
   info.num_sms = default_num_threads();
-  info.note = fmt::format("SIMD target {}; BLAS: {}", simd_target(), blas_description());
+  info.note = fmt::format("SIMD target {}; BLAS: {}", cpu::simd_target(), cpu::blas_description());
   return info;
 }
 
-}  // namespace mixgemm::cpu
+}  // namespace mixgemm::cpu_backend

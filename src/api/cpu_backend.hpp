@@ -11,7 +11,7 @@
 
 #include "mixgemm/gemm.hpp"
 
-namespace mixgemm::cpu {
+namespace mixgemm::cpu_backend {
 
 /// Decides; `problem` has passed check_problem() and its device is the CPU.
 Result<Plan> plan(const Problem& problem, const PlanOptions& options);
@@ -22,4 +22,4 @@ std::vector<KernelInfo> kernels();
 /// This machine's CPU: cores, SIMD target, BLAS.
 DeviceInfo device();
 
-}  // namespace mixgemm::cpu
+}  // namespace mixgemm::cpu_backend

@@ -38,7 +38,7 @@ std::string Plan::explain() const {
 
 Result<Plan> plan(const Problem& problem, const PlanOptions& options) {
   if (Status s = check_problem(problem); !s) return s;
-  if (problem.device == Device::cpu) return cpu::plan(problem, options);
+  if (problem.device == Device::cpu) return cpu_backend::plan(problem, options);
 #if MIXGEMM_HAS_CUDA
   return cuda::plan(problem, options);
 #else
@@ -49,7 +49,7 @@ Result<Plan> plan(const Problem& problem, const PlanOptions& options) {
 }
 
 std::vector<KernelInfo> kernels() {
-  std::vector<KernelInfo> all = cpu::kernels();
+  std::vector<KernelInfo> all = cpu_backend::kernels();
 #if MIXGEMM_HAS_CUDA
   std::vector<KernelInfo> more = cuda::kernels();
   all.insert(all.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
@@ -58,7 +58,7 @@ std::vector<KernelInfo> kernels() {
 }
 
 std::vector<DeviceInfo> devices() {
-  std::vector<DeviceInfo> all = {cpu::device()};
+  std::vector<DeviceInfo> all = {cpu_backend::device()};
 #if MIXGEMM_HAS_CUDA
   std::vector<DeviceInfo> more = cuda::devices();
   all.insert(all.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
