@@ -24,12 +24,14 @@ __device__ __forceinline__ void mbarrier_arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-/// Arrives on the same barrier of CTA `rank` of the cluster.
+/// Arrives on the same barrier of CTA `rank` of the cluster. The default (CTA) scope is enough and
+/// cheap: the arrival says that reads of a stage are done, and those have returned by then. A
+/// cluster scope release would put a device-wide memory barrier into every stage.
 __device__ __forceinline__ void mbarrier_arrive_cluster(std::uint32_t barrier, std::uint32_t rank) {
   asm volatile(
       "{\n .reg .b32 remote;\n"
       " mapa.shared::cluster.u32 remote, %0, %1;\n"
-      " mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+      " mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
       "r"(rank)
       : "memory");
 }
@@ -42,12 +44,13 @@ __device__ __forceinline__ void mbarrier_arrive_expect_tx(std::uint32_t barrier,
 }
 
 /// Waits until the phase of the given parity is complete. try_wait suspends the thread for a
-/// hardware-chosen time, so the loop is no busy spin. Acquire at cluster scope, since multicast
-/// data and remote arrivals come from other CTAs.
+/// hardware-chosen time, so the loop is no busy spin. Default (CTA) scope: the copy engine's writes
+/// are made visible by their completion on the barrier, and a cluster scope acquire would
+/// invalidate the L1 cache at every stage.
 __device__ __forceinline__ void mbarrier_wait(std::uint32_t barrier, std::uint32_t parity) {
   asm volatile(
       "{\n .reg .pred done;\n"
-      "WAIT:\n mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "WAIT:\n mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       " @done bra DONE;\n bra WAIT;\nDONE:\n}" ::"r"(barrier),
       "r"(parity)
       : "memory");

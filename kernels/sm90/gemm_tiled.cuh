@@ -349,9 +349,9 @@ __global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.
   using Kernel = TiledKernel<Variant>;
   constexpr KernelConfig kConfig = Variant::config;
   extern __shared__ char dynamic_smem[];
-  // The swizzle pattern repeats every 1024 bytes of address.
-  char* const smem = reinterpret_cast<char*>(
-      (reinterpret_cast<std::uintptr_t>(dynamic_smem) + 1023) & ~std::uintptr_t(1023));
+  // The swizzle pattern repeats every 1024 bytes of address. Added to the pointer, not computed
+  // from it as an integer: that would lose the address space, and loads would be generic.
+  char* const smem = dynamic_smem + (-ptx::smem_address(dynamic_smem) & 1023u);
 
   const int cluster_size = p.cluster_n * p.cluster_m * p.cluster_k;
   const int rank = cluster_size > 1 ? static_cast<int>(ptx::cluster_ctarank()) : 0;
