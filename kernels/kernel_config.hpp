@@ -127,6 +127,31 @@ constexpr int max_stages(const KernelConfig& c) {
   return stages > kMaxStages ? kMaxStages : stages;
 }
 
+// The streaming kernel: consumer_warpgroups · 4 warps, each with its own ring; a stage holds tile_n
+// rows of tile_k codes, their scales and zeros, and tile_k activations of each of the M tokens.
+constexpr int streaming_warps(const KernelConfig& c) { return 4 * c.consumer_warpgroups; }
+constexpr int streaming_threads(const KernelConfig& c) { return streaming_warps(c) * kWarpSize; }
+/// Bytes from one token's activations to the next: 16 more than the row, so that the eight rows
+/// that ldmatrix reads together lie in different banks.
+constexpr int streaming_x_pitch_bytes(const KernelConfig& c) { return c.tile_k * 2 + 16; }
+constexpr int streaming_stage_bytes(const KernelConfig& c, int m) {
+  const int scales = c.quant == Quant::column ? 0 : groups_per_stage(c) * c.tile_n * 2;
+  return align_up(w_stage_bytes(c) + scales * (c.quant == Quant::group_zero ? 2 : 1) +
+                      m * streaming_x_pitch_bytes(c),
+                  128);
+}
+/// fp32 sums of a pass, all warps'.
+constexpr int streaming_exchange_bytes(const KernelConfig& c) {
+  return streaming_warps(c) * c.tile_n * c.tile_m * 4;
+}
+/// Exchange area, a row of zeros, barriers.
+constexpr int streaming_fixed_bytes(const KernelConfig& c) {
+  return align_up(streaming_exchange_bytes(c) + 16 + streaming_warps(c) * kMaxStages * 8, 128);
+}
+constexpr int streaming_smem_bytes(const KernelConfig& c, int stages, int m) {
+  return streaming_fixed_bytes(c) + streaming_warps(c) * stages * streaming_stage_bytes(c, m);
+}
+
 // Registers. The compiler caps every thread at launch_registers (from __launch_bounds__); producers
 // then give theirs up to kProducerRegisters and consumers share what that frees: setmaxnreg.inc
 // waits for registers that exist, so a consumer budget above this formula would hang the kernel.
@@ -144,7 +169,18 @@ constexpr const char* why_illegal(const KernelConfig& c) {
   if (c.arch != 90 && c.arch != 80) return "arch must be 90 or 80";
   if (c.act == DataType::f32) return "activations must be f16 or bf16";
   if (c.fine_groups && c.quant == Quant::column) return "fine groups need group scales";
-  if (c.schedule == Schedule::streaming || c.schedule == Schedule::multistage) return nullptr;
+  if (c.schedule == Schedule::multistage) return nullptr;
+  if (c.schedule == Schedule::streaming) {
+    if (c.tile_n % layout::kStripRows != 0 || c.tile_n < 16 || c.tile_n > 64) {
+      return "streaming: tile_n must be 16, 32, 48 or 64";
+    }
+    if (c.tile_m % 8 != 0 || c.tile_m < 8 || c.tile_m > 32) {
+      return "streaming: tile_m must be 8, 16, 24 or 32";
+    }
+    if (c.tile_k != 64 && c.tile_k != 128) return "tile_k must be 64 or 128";
+    if (c.fine_groups && c.tile_k != 64) return "streaming: fine groups need tile_k 64";
+    return nullptr;
+  }
   if (c.arch != 90) return "cooperative and pingpong schedules need arch 90";
   if (c.tile_m < 8 || c.tile_m > 256 || c.tile_m % 8 != 0) {
     return "tile_m must be a multiple of 8 from 8 to 256 (the N of wgmma)";

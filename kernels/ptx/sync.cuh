@@ -64,6 +64,23 @@ __device__ __forceinline__ float4 ld_shared_cluster_f32x4(std::uint32_t address,
   return v;
 }
 
+/// One float of this CTA's shared memory, or of CTA `rank`'s at the same address.
+__device__ __forceinline__ float ld_shared_f32(std::uint32_t address) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(address) : "memory");
+  return v;
+}
+__device__ __forceinline__ float ld_shared_cluster_f32(std::uint32_t address, std::uint32_t rank) {
+  float v;
+  asm volatile(
+      "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %1, %2;\n"
+      " ld.shared::cluster.f32 %0, [remote];\n}"
+      : "=f"(v)
+      : "r"(address), "r"(rank)
+      : "memory");
+  return v;
+}
+
 /// A flag in global memory that publishes earlier writes of the thread (and, through a barrier
 /// before it, of its warpgroup) to every thread of the device.
 __device__ __forceinline__ void st_release_gpu(std::uint64_t* flag, std::uint64_t value) {

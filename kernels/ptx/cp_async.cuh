@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copies global → shared without registers: cp.async (16 bytes a thread) and cp.async.bulk (a run
+// of bytes, one thread), both completing on an mbarrier.
+#pragma once
+
+#include <cstdint>
+
+namespace mixgemm::ptx {
+
+/// 16 bytes, of which the first `bytes` are read and the rest are zeroed. Both addresses 16-byte
+/// aligned. Bypasses L1 (.cg).
+__device__ __forceinline__ void cp_async_16(std::uint32_t dst, const void* src, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes)
+               : "memory");
+}
+
+/// Arrives on the barrier once all earlier cp.async of this thread have landed; the arrival is one
+/// of those the barrier was initialized for (.noinc).
+__device__ __forceinline__ void cp_async_mbarrier_arrive(std::uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void cp_async_wait_all() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+/// A run of bytes (a multiple of 16, both addresses 16-byte aligned), counted by the barrier.
+__device__ __forceinline__ void cp_async_bulk(std::uint32_t dst, const void* src,
+                                              std::uint32_t bytes, std::uint32_t barrier,
+                                              std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1], %2, [%3], %4;" ::"r"(dst),
+      "l"(src), "r"(bytes), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
+}  // namespace mixgemm::ptx

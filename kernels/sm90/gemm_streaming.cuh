@@ -1,0 +1,459 @@
+// SPDX-License-Identifier: Apache-2.0
+// The streaming kernel: Y[M,N] = epilogue(X[M,K] · dequant(W)[N,K]ᵀ) for decode, M ≤ 16, where the
+// product is as fast as the weight streams in. docs/sm90_kernel.md explains it with pictures.
+//
+//   strips of 16 weight rows  ──balanced──▶ clusters (a CTA each, or several that split K)
+//   K, in chunks of tile_k    ──contiguous─▶ the warps of the cluster
+//   each warp                 a ring of its own: no producer, no barrier with other warps
+//     codes  ──cp.async.bulk──▶ stage ──LDS──▶ words ─and,shift▶ A fragment ┐
+//     X      ──cp.async──────▶ stage ─ldmatrix─▶ B fragment ────────────────┤ mma.sync ▶ sums
+//     scales ──cp.async──────▶ stage ──LDS──▶ fp32 ─────────────────────────┘   of a group
+//   after a pass of tile_n rows: sums of all warps ─▶ shared memory ─ in warp order ─▶ Y
+//
+// The weights are never rounded: the tensor cores multiply the codes themselves, as numbers that a
+// mask makes of their bits, and the fp32 sum of a group is scaled:
+//   Σ w·x = s·(Σ c·x − (b + z)·Σ x),  c = b + q the code as the tensor cores see it
+//   f16 · int4   q as a subnormal, q·2⁻²⁴ (row g) or q·2⁻²⁰ (row g + 8, whose nibbles stand four
+//   bits
+//                higher): b = 0, one AND a register; the power of two is undone at the end
+//   f16 · int8   q·2⁻²⁴ again, a byte permutation
+//   bf16 · int4  128 + q: bf16 subnormals would leave fp32's range
+//   bf16 · int8  q − 128 through fp32, exact: b = −128
+// Σ x of the group comes from one more MMA with a constant A, shared by the strips of a pass.
+//
+// PDL contract: before griddepcontrol.wait nothing is touched but codes, scales and zeros. Every
+// warp waits itself.
+#pragma once
+
+#include <cstdint>
+
+#include "device/dequant.cuh"
+#include "epilogues/standard.cuh"
+#include "kernel_config.hpp"
+#include "ptx/cp_async.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/mma_sync.cuh"
+#include "ptx/sync.cuh"
+
+namespace mixgemm {
+
+template <class Variant>
+struct StreamingKernel {
+  static constexpr KernelConfig kConfig = Variant::config;
+  static_assert(is_legal(kConfig), "illegal KernelConfig: ask why_illegal() for the rule");
+  static_assert(kConfig.schedule == Schedule::streaming);
+
+  static constexpr int kWarps = streaming_warps(kConfig);
+  static constexpr int kStrips = kConfig.tile_n / layout::kStripRows;  // of a pass
+  static constexpr int kTokenTiles = kConfig.tile_m / 8;
+  static constexpr int kKBlocks = kConfig.tile_k / layout::kBlockK;
+  static constexpr int kBits = bits_of(kConfig.weight);
+  static constexpr int kCellBytes = layout::cell_bytes(kBits);
+  static constexpr int kStripBytes = kKBlocks * kCellBytes;  // of a stage
+  static constexpr int kGroups = groups_per_stage(kConfig);
+  static constexpr int kScaleStripBytes = kGroups * layout::kStripRows * 2;
+  static constexpr int kXPitch = streaming_x_pitch_bytes(kConfig);
+  static constexpr bool kScaled = kConfig.quant != Quant::column;
+  static constexpr bool kZeros = kConfig.quant == Quant::group_zero;
+  // k16 steps whose products are summed before the scale applies.
+  static constexpr int kFlushSteps = kConfig.fine_groups ? 1 : 4;
+  static constexpr bool kF16 = kConfig.act == DataType::f16;
+  static constexpr bool kInt4 = kConfig.weight == WeightType::int4;
+
+  using Epilogue = typename Variant::Epilogue;
+  using Exact = device::Dequantizer<kConfig.act, kConfig.weight, Quant::column>;
+  using Fragment = float[kTokenTiles][4];
+
+  const Params& p;
+  char* const ring;               // this warp's stages
+  const std::uint32_t ring_base;  // the same as a shared-window address
+  const std::uint32_t barriers;   // this warp's, one a stage
+  const std::uint32_t zero_row;   // 16 zero bytes: what a token beyond M reads
+  const int stage_bytes;
+  const int lane;
+
+  // Stage layout: codes [strip][tile_k], scales [strip][group][16], zeros likewise, X [M][tile_k].
+  static constexpr int kScaleOffset = kStrips * kStripBytes;
+  static constexpr int kZeroOffset = kScaleOffset + (kScaled ? kStrips * kScaleStripBytes : 0);
+  static constexpr int kXOffset = kZeroOffset + (kZeros ? kStrips * kScaleStripBytes : 0);
+
+  /// b of the table above, the value that code 0 has for the tensor cores, in units of unit().
+  static constexpr float kCodeBias = kF16 ? 0.f : kInt4 ? 128.f : -128.f;
+  /// What the sums of row slot 0 (g) or 1 (g + 8) must be multiplied by.
+  static __device__ constexpr float unit(int row) {
+    return !kF16 ? 1.f : kInt4 && row == 1 ? 0x1p20f : 0x1p24f;
+  }
+  /// One in those units, twice: the constant A of Σ x.
+  static __device__ constexpr std::uint32_t one(int row) {
+    return !kF16 ? 0x3f803f80u : kInt4 && row == 1 ? 0x00100010u : 0x00010001u;
+  }
+
+  static __device__ __forceinline__ float to_float(std::uint16_t bits) {
+    return kF16 ? ptx::cvt_f32_f16(bits) : __uint_as_float(std::uint32_t(bits) << 16);
+  }
+
+  // ---- loads ----------------------------------------------------------------------------------
+
+  /// Codes, scales and zeros of a chunk for `strips` strips from first_strip on.
+  __device__ __forceinline__ void load_weights(int stage, int first_strip, int strips,
+                                               int chunk) const {
+    const std::uint32_t base = ring_base + stage * stage_bytes;
+    const std::uint32_t barrier = barriers + 8 * stage;
+    const int k_blocks = static_cast<int>(layout::num_k_blocks(p.k)) - chunk * kKBlocks;
+    const std::uint32_t bytes = min(k_blocks, kKBlocks) * kCellBytes;
+    if (lane == 0) ptx::mbarrier_arrive_expect_tx(barrier, strips * bytes);
+    __syncwarp();
+    if (lane < strips) {
+      const std::uint8_t* const codes =
+          p.codes + (first_strip + lane) * p.codes_pitch_bytes + std::int64_t(chunk) * kStripBytes;
+      ptx::cp_async_bulk(base + lane * kStripBytes, codes, bytes, barrier, p.codes_policy);
+    }
+    if constexpr (kScaled) {
+      const int first_group = (chunk * kConfig.tile_k) >> p.group_shift;
+      const int last_group = (p.k - 1) >> p.group_shift;
+      for (int i = lane; i < strips * kGroups * 2;
+           i += kWarpSize) {  // 16 bytes: half a group's rows
+        const int strip = i / (2 * kGroups);
+        const int group = min(first_group + i / 2 % kGroups, last_group);
+        const std::int64_t at =
+            ((first_strip + strip) * p.groups_pitch + group) * layout::kStripRows + i % 2 * 8;
+        ptx::cp_async_16(base + kScaleOffset + i * 16, p.scales + at, 16);
+        if constexpr (kZeros) ptx::cp_async_16(base + kZeroOffset + i * 16, p.zeros + at, 16);
+      }
+    }
+  }
+
+  /// Activations of a chunk, zero beyond K; the stage is complete when they and the rest are there.
+  __device__ __forceinline__ void load_x(int stage, int chunk) const {
+    constexpr int kVectors = kConfig.tile_k / 8;  // 16-byte pieces of a row
+    const std::uint32_t base = ring_base + stage * stage_bytes + kXOffset;
+    const auto* const x = static_cast<const std::uint16_t*>(p.x);
+    const int first_k = chunk * kConfig.tile_k;
+    if (p.x_by_tma) {
+      for (int i = lane; i < p.m * kVectors; i += kWarpSize) {
+        const int token = i / kVectors;
+        const int k = first_k + i % kVectors * 8;
+        const int bytes = max(0, min(16, (p.k - k) * 2));
+        ptx::cp_async_16(base + token * kXPitch + i % kVectors * 16,
+                         x + token * p.ldx + (bytes > 0 ? k : 0), bytes);
+      }
+      ptx::cp_async_mbarrier_arrive(barriers + 8 * stage);
+    } else {  // an address or leading dimension that 16-byte copies refuse
+      char* const rows = ring + stage * stage_bytes + kXOffset;
+      for (int i = lane; i < p.m * kConfig.tile_k; i += kWarpSize) {
+        const int token = i / kConfig.tile_k;
+        const int k = i % kConfig.tile_k;
+        *reinterpret_cast<std::uint16_t*>(rows + token * kXPitch + 2 * k) =
+            first_k + k < p.k ? x[token * p.ldx + first_k + k] : std::uint16_t(0);
+      }
+      ptx::cp_async_wait_all();
+      ptx::mbarrier_arrive(barriers + 8 * stage);
+    }
+  }
+
+  // ---- math -----------------------------------------------------------------------------------
+
+  /// The codes of one k16 step, as numbers b + q in units of unit().
+  static __device__ __forceinline__ void codes_of(const std::uint32_t* words,
+                                                  std::uint32_t (&a)[4]) {
+    if constexpr (kInt4) {
+      constexpr std::uint32_t kBits16 = kF16 ? 0u : 0x43004300u;
+      if constexpr (kF16) {
+        const std::uint32_t high = words[0] >> 8;
+        a[0] = words[0] & 0x000f000fu;
+        a[1] = words[0] & 0x00f000f0u;
+        a[2] = high & 0x000f000fu;
+        a[3] = high & 0x00f000f0u;
+      } else {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          a[r] = ptx::lop3_and_or(words[0] >> (4 * r), 0x000f000fu, kBits16);
+        }
+      }
+    } else if constexpr (kF16) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) a[r] = ptx::prmt(words[r / 2], 0u, r % 2 ? 0x4342u : 0x4140u);
+    } else {
+      const std::uint32_t pair[2] = {words[0], words[1]};
+      const std::uint32_t offset[2] = {Exact::offset_of(0, 128.f), Exact::offset_of(1, 128.f)};
+      Exact::subtract(pair, offset, a);
+    }
+  }
+
+  /// Adds one k-block of `strips` strips to their sums. x_sum: Σ x over all of K (column only).
+  __device__ __forceinline__ void multiply_block(const char* stage, std::uint32_t x_rows, int block,
+                                                 int strips, int first_k, int first_group,
+                                                 Fragment (&sum)[kStrips], Fragment& x_sum) const {
+    std::uint32_t x[kTokenTiles][2][4];  // [.][half of the k-block][two steps × two registers]
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+      const int token = 8 * t + lane % 8;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const std::uint32_t row =
+            x_rows + token * kXPitch + block * 128 + half * 64 + lane / 8 * 16;
+        ptx::ldmatrix_x4(x[t][half], token < p.m ? row : zero_row);
+      }
+    }
+    constexpr int kFlushes = 4 / kFlushSteps;
+    Fragment group_x[kFlushes];
+#pragma unroll
+    for (int step = 0; step < 4; ++step) {
+      const std::uint32_t ones[4] = {one(0), one(1), one(0), one(1)};
+#pragma unroll
+      for (int t = 0; t < kTokenTiles; ++t) {
+        float(&d)[4] = kScaled ? group_x[step / kFlushSteps][t] : x_sum[t];
+        if (kScaled && step % kFlushSteps == 0) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) d[i] = 0.f;
+        }
+        ptx::mma_m16n8k16<kConfig.act>(d, ones, x[t][step / 2][step % 2 * 2],
+                                       x[t][step / 2][step % 2 * 2 + 1]);
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+      if (s >= strips) break;
+      std::uint32_t words[4 * layout::planes(kBits)];
+#pragma unroll
+      for (int plane = 0; plane < layout::planes(kBits); ++plane) {
+        const uint4 v = *reinterpret_cast<const uint4*>(
+            stage + s * kStripBytes + block * kCellBytes + plane * layout::kPlaneBytes + lane * 16);
+        words[4 * plane + 0] = v.x;
+        words[4 * plane + 1] = v.y;
+        words[4 * plane + 2] = v.z;
+        words[4 * plane + 3] = v.w;
+      }
+      Fragment part;
+#pragma unroll
+      for (int step = 0; step < 4; ++step) {
+        std::uint32_t a[4];
+        codes_of(words + step * layout::planes(kBits), a);
+#pragma unroll
+        for (int t = 0; t < kTokenTiles; ++t) {
+          float(&d)[4] = kScaled ? part[t] : sum[s][t];
+          if (kScaled && step % kFlushSteps == 0) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) d[i] = 0.f;
+          }
+          ptx::mma_m16n8k16<kConfig.act>(d, a, x[t][step / 2][step % 2 * 2],
+                                         x[t][step / 2][step % 2 * 2 + 1]);
+        }
+        if constexpr (kScaled) {
+          if (step % kFlushSteps == kFlushSteps - 1) {
+            const int group = ((first_k + 16 * step) >> p.group_shift) - first_group;
+            flush(stage, s, group, part, group_x[step / kFlushSteps], sum[s]);
+          }
+        }
+      }
+    }
+  }
+
+  /// sum += s · part − (s·(b + z)) · Σ x, or s · part − (s·b + z) · Σ x with scaled zeros.
+  __device__ __forceinline__ void flush(const char* stage, int strip, int group,
+                                        const Fragment& part, const Fragment& group_x,
+                                        Fragment& sum) const {
+    const int at = (strip * kGroups + group) * layout::kStripRows + lane / 4;
+    const auto* const scales = reinterpret_cast<const std::uint16_t*>(stage + kScaleOffset) + at;
+    float scale[2], shift[2];
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      scale[row] = to_float(scales[8 * row]);
+      if constexpr (kZeros) {
+        const auto* const zeros = reinterpret_cast<const std::uint16_t*>(stage + kZeroOffset) + at;
+        const float zero = to_float(zeros[8 * row]);
+        shift[row] = fmaf(p.zeros_scaled ? 1.f : scale[row], zero, scale[row] * kCodeBias);
+      } else {
+        shift[row] = scale[row] * (kCodeBias + implicit_zero(kConfig.weight));
+      }
+    }
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        sum[t][i] = fmaf(scale[i / 2], part[t][i], sum[t][i]);
+        sum[t][i] = fmaf(-shift[i / 2], group_x[t][i], sum[t][i]);
+      }
+    }
+  }
+
+  // ---- one pass -------------------------------------------------------------------------------
+
+  /// Sums of a warp → its slab of the exchange area, [strip][token tile][i][lane].
+  __device__ __forceinline__ void put_sums(float* slab, int strips, const Fragment (&sum)[kStrips],
+                                           const Fragment& x_sum) const {
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+      if (s >= strips) break;
+#pragma unroll
+      for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          float v = sum[s][t][i];
+          if constexpr (!kScaled) v -= (kCodeBias + implicit_zero(kConfig.weight)) * x_sum[t][i];
+          slab[((s * kTokenTiles + t) * 4 + i) * kWarpSize + lane] = v * unit(i / 2);
+        }
+      }
+    }
+  }
+
+  /// The outputs of a pass, spread over the threads of the cluster: sums over CTAs and warps in
+  /// order, epilogue, store. `exchange` is the shared-window address of the area.
+  __device__ __forceinline__ void finish_pass(std::uint32_t exchange, int first_strip, int strips,
+                                              int rank) const {
+    constexpr int kSlab = kStrips * kTokenTiles * 4 * kWarpSize;
+    const int outputs = strips * layout::kStripRows * p.m;
+    for (int e = rank * kWarps * kWarpSize + threadIdx.x; e < outputs;
+         e += p.cluster_k * kWarps * kWarpSize) {
+      const int row = e % (strips * layout::kStripRows);
+      const int m = e / (strips * layout::kStripRows);
+      const int n = first_strip * layout::kStripRows + row;
+      if (n >= p.n) continue;
+      const int i = row % 16 / 8 * 2 + m % 2;
+      const int at =
+          ((row / 16 * kTokenTiles + m / 8) * 4 + i) * kWarpSize + row % 8 * 4 + m % 8 / 2;
+      float total = 0.f;
+      for (int r = 0; r < p.cluster_k; ++r) {
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w) {
+          total += p.cluster_k == 1
+                       ? ptx::ld_shared_f32(exchange + (w * kSlab + at) * 4)
+                       : ptx::ld_shared_cluster_f32(exchange + (w * kSlab + at) * 4, r);
+        }
+      }
+      store(total, n, m);
+    }
+  }
+
+  __device__ __forceinline__ void store(float total, int n, int m) const {
+    const auto* const residual = static_cast<const std::uint16_t*>(p.residual);
+    const auto* const bias = static_cast<const std::uint16_t*>(p.bias);
+    if constexpr (!kScaled) total *= to_float(p.scales[layout::scale_index(n, 0, p.groups_pitch)]);
+    float y[1] = {total};
+    const float b[1] = {bias != nullptr ? to_float(bias[n]) : 0.f};
+    const float r[1] = {residual != nullptr ? to_float(residual[m * p.ldr + n]) : 0.f};
+    const int ns[1] = {n}, ms[1] = {m};
+    Epilogue::apply(p, y, b, r, ns, ms);
+    static_cast<std::uint16_t*>(p.y)[m * p.ldy + n] = static_cast<std::uint16_t>(
+        kF16 ? ptx::cvt_f16x2_f32(y[0], 0.f) : ptx::cvt_bf16x2_f32(y[0], 0.f));
+  }
+};
+
+template <class Variant>
+__global__ void __launch_bounds__(streaming_threads(Variant::config),
+                                  2 * Variant::config.ctas_per_sm)
+    gemm_streaming(const __grid_constant__ Params p) {
+  using Kernel = StreamingKernel<Variant>;
+  constexpr KernelConfig kConfig = Variant::config;
+  constexpr int kWarps = Kernel::kWarps;
+  extern __shared__ __align__(128) char smem[];
+  const int warp = threadIdx.x / kWarpSize;
+  const int lane = threadIdx.x % kWarpSize;
+  const int stage_bytes = streaming_stage_bytes(kConfig, p.m);
+
+  // Shared memory: exchange area, zero row, barriers, rings.
+  constexpr int kExchangeBytes = streaming_exchange_bytes(kConfig);
+  char* const zero_row = smem + kExchangeBytes;
+  char* const barriers = zero_row + 16;
+  char* const rings = smem + streaming_fixed_bytes(kConfig);
+  char* const ring = rings + warp * p.stages * stage_bytes;
+  const std::uint32_t my_barriers = ptx::smem_address(barriers) + warp * kMaxStages * 8;
+  if (threadIdx.x < 4) reinterpret_cast<std::uint32_t*>(zero_row)[threadIdx.x] = 0;
+  if (lane == 0) {  // one arrival announces the codes, each lane's covers its own copies
+    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(my_barriers + 8 * i, 1 + kWarpSize);
+    ptx::fence_mbarrier_init();
+  }
+  __syncwarp();
+
+  const Kernel kernel{
+      p,           ring, ptx::smem_address(ring), my_barriers, ptx::smem_address(zero_row),
+      stage_bytes, lane};
+
+  // This cluster's strips, this warp's chunks of K.
+  const int rank = p.cluster_k > 1 ? static_cast<int>(ptx::cluster_ctarank()) : 0;
+  const int cluster = blockIdx.x / p.cluster_k;
+  const int clusters = gridDim.x / p.cluster_k;
+  const int all_strips = static_cast<int>(layout::num_strips(p.n));
+  const int strip_begin = static_cast<int>(std::int64_t(all_strips) * cluster / clusters);
+  const int strip_end = static_cast<int>(std::int64_t(all_strips) * (cluster + 1) / clusters);
+  const int splits = kWarps * p.cluster_k;
+  const int split = rank * kWarps + warp;
+  const int chunk_begin = static_cast<int>(std::int64_t(p.k_tiles) * split / splits);
+  const int chunks = static_cast<int>(std::int64_t(p.k_tiles) * (split + 1) / splits) - chunk_begin;
+  const int passes = (strip_end - strip_begin + Kernel::kStrips - 1) / Kernel::kStrips;
+  const int total = passes * chunks;
+
+  // The ring runs over (pass, chunk), chunk fastest. `ahead` is the next to be issued.
+  int ahead_strip = strip_begin, ahead_chunk = 0;
+  const auto step_ahead = [&] {
+    if (++ahead_chunk == chunks) {
+      ahead_chunk = 0;
+      ahead_strip += Kernel::kStrips;
+    }
+  };
+  const auto strips_at = [&](int strip) { return min(Kernel::kStrips, strip_end - strip); };
+
+  const int prologue = min(p.stages, total);
+  for (int i = 0; i < prologue; ++i, step_ahead()) {
+    kernel.load_weights(i, ahead_strip, strips_at(ahead_strip), chunk_begin + ahead_chunk);
+  }
+  if (p.pdl) {
+    ptx::griddepcontrol_launch_dependents();
+    ptx::griddepcontrol_wait();
+  }
+  for (int i = 0, chunk = 0; i < prologue; ++i) {
+    kernel.load_x(i, chunk_begin + chunk);
+    if (++chunk == chunks) chunk = 0;
+  }
+  __syncthreads();  // the zero row is there
+
+  int issued = prologue;
+  int stage = 0;
+  std::uint32_t phase = 0;
+  for (int strip = strip_begin; strip < strip_end; strip += Kernel::kStrips) {
+    const int strips = strips_at(strip);
+    typename Kernel::Fragment sum[Kernel::kStrips] = {};
+    typename Kernel::Fragment x_sum = {};
+    for (int c = 0; c < chunks; ++c) {
+      ptx::mbarrier_wait(my_barriers + 8 * stage, phase);
+      const int chunk = chunk_begin + c;
+      const int first_group = (chunk * kConfig.tile_k) >> p.group_shift;
+#pragma unroll
+      for (int block = 0; block < Kernel::kKBlocks; ++block) {
+        const int first_k = (chunk * Kernel::kKBlocks + block) * layout::kBlockK;
+        if (block > 0 && first_k >= p.k) break;
+        kernel.multiply_block(ring + stage * stage_bytes,
+                              kernel.ring_base + stage * stage_bytes + Kernel::kXOffset, block,
+                              strips, first_k, first_group, sum, x_sum);
+      }
+      __syncwarp();  // every lane has read the stage
+      if (issued < total) {
+        kernel.load_weights(stage, ahead_strip, strips_at(ahead_strip), chunk_begin + ahead_chunk);
+        kernel.load_x(stage, chunk_begin + ahead_chunk);
+        step_ahead();
+        ++issued;
+      }
+      if (++stage == p.stages) {
+        stage = 0;
+        phase ^= 1u;
+      }
+    }
+    float* const slab = reinterpret_cast<float*>(smem) + warp * (kExchangeBytes / 4 / kWarps);
+    kernel.put_sums(slab, strips, sum, x_sum);
+    if (p.cluster_k > 1) {
+      ptx::barrier_cluster_arrive();
+      ptx::barrier_cluster_wait();
+    } else {
+      __syncthreads();
+    }
+    kernel.finish_pass(ptx::smem_address(smem), strip, strips, rank);
+    if (p.cluster_k > 1) {  // nobody may overwrite, or leave with, sums that peers still read
+      ptx::barrier_cluster_arrive();
+      ptx::barrier_cluster_wait();
+    } else if (strip + Kernel::kStrips < strip_end) {
+      __syncthreads();
+    }
+  }
+}
+
+}  // namespace mixgemm
