@@ -54,6 +54,13 @@ if(MIXGEMM_BUNDLE)
 endif()
 find_package(Threads REQUIRED)
 target_link_libraries(mixgemm_options INTERFACE Threads::Threads ${CMAKE_DL_LIBS})
-# fmt is used through its headers alone, so that the library needs no shared library of its own.
+# fmt comes from its headers alone, so that the library needs no shared library of its own. Its
+# functions are compiled once, in src/util/fmt.cpp, which knows version 9; for others, everywhere.
 find_package(fmt REQUIRED)
-target_link_libraries(mixgemm_options INTERFACE $<BUILD_INTERFACE:fmt::fmt-header-only>)
+if(fmt_VERSION VERSION_LESS 10)
+  set(MIXGEMM_FMT_ONCE ON)
+  target_include_directories(mixgemm_options SYSTEM INTERFACE
+    $<BUILD_INTERFACE:$<TARGET_PROPERTY:fmt::fmt-header-only,INTERFACE_INCLUDE_DIRECTORIES>>)
+else()
+  target_link_libraries(mixgemm_options INTERFACE $<BUILD_INTERFACE:fmt::fmt-header-only>)
+endif()
