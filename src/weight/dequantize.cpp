@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
+#include "mixgemm/weight.hpp"
+#include "util/half.hpp"
+#include "util/parallel.hpp"
+
+namespace mixgemm {
+namespace {
+
+// Weights a thread takes at a time, at least.
+constexpr std::int64_t kGrainElems = 1 << 16;
+
+}  // namespace
+
+Result<std::vector<float>> dequantize(const CanonicalWeight& weight) {
+  if (Status status = validate(weight); !status.ok()) return status;
+  const QuantSpec& spec = weight.spec;
+  const std::int64_t groups = weight.groups();
+  const std::int64_t length = spec.group_size == 0 ? weight.k : spec.group_size;
+  std::vector<float> dense(weight.n * weight.k);
+  parallel_for(weight.n, std::max<std::int64_t>(1, kGrainElems / weight.k), 0,
+               [&](std::int64_t begin, std::int64_t end) {
+                 for (std::int64_t at = begin * groups; at < end * groups; ++at) {
+                   const double scale = f32_from_bits(weight.scales[at], spec.scale_type);
+                   // w = q·s − shift is (q − z)·s with shift = z·s: a double holds the 19 bits of
+                   // q·s and of z·s and their difference exactly, so both forms round once, to
+                   // fp32.
+                   double shift = implicit_zero(spec.type) * scale;
+                   if (spec.zero == ZeroKind::integer) shift = weight.zeros[at] * scale;
+                   if (spec.zero == ZeroKind::scaled) {
+                     shift = f32_from_bits(weight.scaled_zeros[at], spec.scale_type);
+                   }
+                   const std::int64_t row = at / groups;
+                   const std::int64_t k_begin = at % groups * length;
+                   const std::int64_t k_end = std::min(weight.k, k_begin + length);
+                   for (std::int64_t k = k_begin; k < k_end; ++k) {
+                     dense[row * weight.k + k] =
+                         static_cast<float>(weight.codes[row * weight.k + k] * scale - shift);
+                   }
+                 }
+               });
+  return dense;
+}
+
+}  // namespace mixgemm
