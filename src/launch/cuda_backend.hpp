@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA backend, as src/api calls it. Nothing here fails or crashes on a machine without a
+// driver: plans are refused with `unsupported`, lists are empty or carry a note.
+#pragma once
+
+#include <vector>
+
+#include "mixgemm/gemm.hpp"
+
+namespace mixgemm::cuda {
+
+/// A plan for the current device. Fails with unsupported (no usable device, a device without
+/// kernels, a kernel family that this build lacks), not_found (PlanOptions::kernel names a kernel
+/// that isn't in the registry) or invalid_argument (an illegal problem or configuration id).
+Result<Plan> plan(const Problem& problem, const PlanOptions& options);
+
+/// Every kernel of the registry. Registers are 0 where no device can be asked.
+std::vector<KernelInfo> kernels();
+
+/// Every CUDA device, or one unusable entry with the note "no CUDA driver" (or no device).
+std::vector<DeviceInfo> devices();
+
+}  // namespace mixgemm::cuda

@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: Apache-2.0
+// A plan on a CUDA device: problem → kernel and launch → tensor maps and Params → launch.
+#include <cuda_runtime_api.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <iterator>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <shared_mutex>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "api/check.hpp"
+#include "api/plan_impl.hpp"
+#include "launch/cuda_backend.hpp"
+#include "launch/device.hpp"
+#include "launch/geometry.hpp"
+#include "launch/tensor_maps.hpp"
+#include "registry.hpp"
+#include "select/config_id.hpp"
+#include "select/select.hpp"
+
+namespace mixgemm::cuda {
+namespace {
+
+/// Candidates kept from a ranking: the first that the device can hold is taken, the others explain.
+constexpr std::size_t kKept = 6;
+/// Plans remembered per process. A server sees some hundreds; a fuzzer must not eat the memory.
+constexpr std::size_t kMaxCachedPlans = 8192;
+
+/// A tag that no other launch of this process has, and no poisoned or stale workspace is likely to
+/// hold: kernels mark their partial sums with it. Never 0, which means "not written".
+std::uint64_t next_flag_tag() {
+  static std::atomic<std::uint64_t> counter = [] {
+    std::random_device random;
+    return std::uint64_t{random()} << 32 | random();
+  }();
+  const std::uint64_t tag = counter.fetch_add(1, std::memory_order_relaxed);
+  return tag != 0 ? tag : counter.fetch_add(1, std::memory_order_relaxed);
+}
+
+/// Everything about one way to launch a kernel that doesn't change from call to call.
+struct PreparedLaunch {
+  LaunchConfig config;
+  launch::Geometry geometry;
+  Params params;
+};
+using LaunchPtr = std::shared_ptr<const PreparedLaunch>;
+
+Result<LaunchPtr> prepare(const DeviceContext& device, const KernelEntry& entry,
+                          const LaunchConfig& config, const Problem& problem) {
+  const auto resident = resident_clusters(device, entry, config);
+  if (!resident) return resident.status();
+  const auto made = std::make_shared<PreparedLaunch>();
+  made->config = config;
+  made->geometry =
+      launch::geometry(entry.config, config, problem.m, problem.n, problem.k, *resident);
+  if (const launch::Geometry& g = made->geometry; !g.fits()) {
+    return Status(StatusCode::unsupported,
+                  fmt::format("{}: K = {} and {} x {} tiles of M = {}, N = {} exceed what a launch "
+                              "can index (K up to 2^30, 2^31 tiles)",
+                              entry.id, problem.k, g.tiles_m, g.tiles_n, problem.m, problem.n));
+  }
+  made->params = launch::params_template(entry.config, config, problem, made->geometry);
+  return LaunchPtr(made);
+}
+
+std::string describe(const select::Candidate& c, const Problem& problem) {
+  const select::Estimate& e = c.estimate;
+  return fmt::format(
+      "{:8.2f} us  {}  (fixed {:.2f}, HBM {:.2f}, loop {:.2f} by {}, output {:.2f}, "
+      "sum over k ranges {:.2f})",
+      e.total_us, select::config_id(c.entry->id, problem.weight.group_size, c.launch), e.fixed_us,
+      e.stream_us, e.loop_us, e.bound, e.output_us, e.reduce_us);
+}
+
+class CudaPlan final : public Plan::Impl {
+ public:
+  CudaPlan(const Problem& problem, const DeviceContext& device, const KernelEntry& entry,
+           LaunchPtr main, LaunchPtr plain, bool picked_by_name)
+      : Impl(problem, entry.id,
+             select::config_id(entry.id, problem.weight.group_size, main->config),
+             workspace_of(*main, plain.get())),
+        device_(device),
+        entry_(entry),
+        main_(std::move(main)),
+        plain_(std::move(plain)),
+        picked_by_name_(picked_by_name) {}
+
+  std::string explain() const override {
+    const launch::Geometry& g = main_->geometry;
+    const select::Estimate e =
+        select::estimate(entry_.config, main_->config, problem(), device_.facts);
+    std::string text =
+        fmt::format("{}{}\n", config_id(), picked_by_name_ ? ", asked for by name" : "");
+    const auto out = std::back_inserter(text);
+    fmt::format_to(
+        out,
+        "  {} tiles of {} x {} (N x M), {} steps of {} k; grid of {} CTAs in clusters of "
+        "{}, {} threads and {} bytes of shared memory each; workspace {} bytes\n",
+        g.cluster_tiles * main_->config.cluster_n * main_->config.cluster_m, entry_.config.tile_n,
+        entry_.config.tile_m, g.k_tiles, entry_.config.tile_k, g.grid_ctas,
+        main_->config.cluster_size(), g.threads, g.smem_bytes, workspace_bytes());
+    fmt::format_to(out, "  estimated {:.2f} us; the main loop waits for {}\n", e.total_us, e.bound);
+    fmt::format_to(out, "  in the manifest because: {}\n", entry_.reason);
+    if (plain_) {
+      fmt::format_to(out, "  where X or its leading dimension isn't 16-byte aligned: {}\n",
+                     select::config_id(entry_.id, problem().weight.group_size, plain_->config));
+    }
+    fmt::format_to(out, "  best candidates by the cost model:\n");
+    for (const auto& c :
+         select::rank(problem(), kernel_index().kernels(problem()), device_.facts, kKept)) {
+      fmt::format_to(out, "  {}\n", describe(c, problem()));
+    }
+    return text;
+  }
+
+  Status run(const RunArgs& args) const override {
+    int current = -1;
+    if (cudaError_t error = cudaGetDevice(&current); error != cudaSuccess) return failed(error);
+    if (current != device_.ordinal) {
+      return Status(StatusCode::invalid_argument,
+                    fmt::format("the current device must be {}, where the plan was made; got {}",
+                                device_.ordinal, current));
+    }
+    const Problem& problem = this->problem();
+    const bool tma = launch::x_by_tma(problem.m, args.x, args.ldx);
+    const PreparedLaunch* launch = main_.get();
+    if (!tma && main_->config.cluster_n > 1) {
+      if (!plain_) {
+        return Status(
+            StatusCode::unsupported,
+            fmt::format("{}: cluster_n > 1 needs x and 2·ldx to be multiples of 16 bytes; "
+                        "got x at {} and ldx = {}",
+                        config_id(), fmt::ptr(args.x), args.ldx));
+      }
+      launch = plain_.get();
+    }
+
+    Params p = launch->params;
+    if (Status s = encode_maps(*launch, args, tma, p); !s) return s;
+    p.x = args.x;
+    p.codes = args.weight.codes;
+    p.scales = args.weight.scales;
+    p.zeros = static_cast<const std::uint16_t*>(args.weight.zeros);
+    p.y = args.y;
+    p.bias = args.bias;
+    p.residual = args.residual;
+    p.workspace = args.workspace;
+    p.flag_tag = launch->geometry.stream_tiles > 0 ? next_flag_tag() : 0;
+    p.ldx = args.ldx;
+    p.ldy = args.ldy;
+    p.ldr = args.ldr;
+    p.codes_pitch_bytes = args.weight.codes_pitch_bytes;
+    p.groups_pitch = args.weight.groups_pitch;
+    p.alpha = args.alpha;
+    p.x_by_tma = tma;
+    p.y_vectors = launch::rows_take_vectors(problem.m, problem.n, args.y, args.ldy);
+    p.r_vectors = args.residual != nullptr &&
+                  launch::rows_take_vectors(problem.m, problem.n, args.residual, args.ldr);
+    p.pdl = args.pdl;
+    return enqueue(*launch, p, static_cast<cudaStream_t>(args.stream));
+  }
+
+ private:
+  static std::size_t workspace_of(const PreparedLaunch& main, const PreparedLaunch* plain) {
+    const std::int64_t bytes = std::max(main.geometry.workspace_bytes,
+                                        plain ? plain->geometry.workspace_bytes : std::int64_t{0});
+    return static_cast<std::size_t>(bytes);
+  }
+
+  Status failed(cudaError_t error) const { return cuda_error(error, config_id()); }
+
+  Status encode_maps(const PreparedLaunch& launch, const RunArgs& args, bool tma, Params& p) const {
+    const KernelConfig& c = entry_.config;
+    if (tma) {
+      const auto shape = launch::x_map(c, launch.config, problem(), args.x, args.ldx);
+      if (Status s = encode(shape, p.x_map); !s) return s;
+    }
+    if (Status s = encode(launch::codes_map(c, launch.config, args.weight), p.codes_map); !s) {
+      return s;
+    }
+    if (c.quant == Quant::column) return Status();
+    if (Status s = encode(launch::groups_map(c, args.weight, args.weight.scales), p.scales_map);
+        !s) {
+      return s;
+    }
+    if (c.quant == Quant::group) return Status();
+    return encode(launch::groups_map(c, args.weight, args.weight.zeros), p.zeros_map);
+  }
+
+  Status enqueue(const PreparedLaunch& launch, Params& params, cudaStream_t stream) const {
+    cudaLaunchAttribute attrs[2];
+    unsigned num_attrs = 0;
+    if (const int size = launch.config.cluster_size(); size > 1) {
+      attrs[num_attrs].id = cudaLaunchAttributeClusterDimension;
+      attrs[num_attrs].val.clusterDim.x = static_cast<unsigned>(size);
+      attrs[num_attrs].val.clusterDim.y = attrs[num_attrs].val.clusterDim.z = 1;
+      ++num_attrs;
+    }
+    if (params.pdl) {
+      attrs[num_attrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attrs[num_attrs].val.programmaticStreamSerializationAllowed = 1;
+      ++num_attrs;
+    }
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(launch.geometry.grid_ctas));
+    config.blockDim = dim3(static_cast<unsigned>(launch.geometry.threads));
+    config.dynamicSmemBytes = static_cast<std::size_t>(launch.geometry.smem_bytes);
+    config.stream = stream;
+    config.attrs = attrs;
+    config.numAttrs = num_attrs;
+    void* kernel_args[] = {&params};
+    const cudaError_t error = cudaLaunchKernelExC(&config, entry_.function, kernel_args);
+    return error == cudaSuccess ? Status() : failed(error);
+  }
+
+  const DeviceContext& device_;
+  const KernelEntry& entry_;
+  const LaunchPtr main_;
+  const LaunchPtr plain_;  // without multicast of X, for an X that TMA can't read
+  const bool picked_by_name_;
+};
+
+using ImplPtr = std::shared_ptr<const Plan::Impl>;
+
+Result<ImplPtr> make_plan(const Problem& problem, const DeviceContext& device,
+                          const KernelEntry& entry, const LaunchConfig& config,
+                          bool may_change_launch, bool picked_by_name) {
+  auto main = prepare(device, entry, config, problem);
+  if (!main) return main.status();
+  LaunchPtr plain;
+  if (may_change_launch && config.cluster_n > 1) {
+    LaunchConfig alone = config;
+    alone.cluster_n = 1;
+    auto prepared = prepare(device, entry, alone, problem);
+    if (!prepared) return prepared.status();
+    plain = std::move(*prepared);
+  }
+  return ImplPtr(std::make_shared<CudaPlan>(problem, device, entry, std::move(*main),
+                                            std::move(plain), picked_by_name));
+}
+
+/// The first of the ranked candidates that the device can hold.
+Result<ImplPtr> plan_best(const Problem& problem, const DeviceContext& device,
+                          std::span<const KernelEntry* const> kernels, bool by_name) {
+  Status last(StatusCode::unsupported,
+              fmt::format("no launch of {} suits the problem",
+                          kernels.size() == 1 ? kernels[0]->id : "any kernel"));
+  for (const auto& c : select::rank(problem, kernels, device.facts, kKept)) {
+    auto made = make_plan(problem, device, *c.entry, c.launch, true, by_name);
+    if (made) return made;
+    last = made.status();
+  }
+  return last;
+}
+
+Result<ImplPtr> plan_by_name(const Problem& problem, const DeviceContext& device,
+                             const std::string& name) {
+  const auto id = select::parse_config_id(name);
+  if (!id) return id.status();
+  const KernelEntry* entry = kernel_index().find(id->kernel_id);
+  if (entry == nullptr) {
+    return Status(
+        StatusCode::not_found,
+        fmt::format("no kernel \"{}\" in this build's registry of {} (mixgemm kernels lists "
+                    "them); -DMIXGEMM_VARIANTS=all builds every variant of the manifest",
+                    id->kernel_id, kernel_registry().size()));
+  }
+  const auto unfit = [&](const char* rule) {
+    return Status(StatusCode::invalid_argument, fmt::format("{}: {}", name, rule));
+  };
+  if (entry->config.arch != device.arch) {
+    return Status(StatusCode::unsupported,
+                  fmt::format("{} needs compute capability {}.{}; device {} has {}.{}", entry->id,
+                              entry->config.arch / 10, entry->config.arch % 10, device.ordinal,
+                              device.arch / 10, device.arch % 10));
+  }
+  if (const char* rule = select::why_unfit(entry->config, problem)) return unfit(rule);
+  if (!id->has_launch) return plan_best(problem, device, {&entry, 1}, true);
+  if (id->group_size != problem.weight.group_size) {
+    return Status(StatusCode::invalid_argument,
+                  fmt::format("{}: the group size of the configuration must be the problem's {}; "
+                              "got {}",
+                              name, problem.weight.group_size, id->group_size));
+  }
+  if (const char* rule =
+          select::why_unfit(entry->config, id->launch, problem, device.facts, true)) {
+    return unfit(rule);
+  }
+  return make_plan(problem, device, *entry, id->launch, false, true);
+}
+
+/// What a plan depends on, besides its options.
+struct PlanKey {
+  std::int64_t m, n, k;
+  std::uint64_t rest;
+
+  PlanKey(const Problem& p, int device) : m(p.m), n(p.n), k(p.k), rest(0) {
+    const auto add = [&](std::uint64_t value, int bits) { rest = rest << bits | value; };
+    add(static_cast<std::uint64_t>(device), 16);
+    add(static_cast<std::uint64_t>(p.weight.group_size), 16);
+    add(static_cast<std::uint64_t>(p.act), 4);
+    add(static_cast<std::uint64_t>(p.weight.type), 4);
+    add(static_cast<std::uint64_t>(p.weight.zero), 4);
+    add(static_cast<std::uint64_t>(p.epilogue.activation), 4);
+    add(p.epilogue.bias, 1);
+    add(p.epilogue.residual, 1);
+    add(p.deterministic, 1);
+    add(p.batch_invariant, 1);
+  }
+  friend bool operator==(const PlanKey&, const PlanKey&) = default;
+};
+
+struct PlanKeyHash {
+  std::size_t operator()(const PlanKey& key) const {
+    std::uint64_t h = 0;
+    for (const std::uint64_t part :
+         {static_cast<std::uint64_t>(key.m), static_cast<std::uint64_t>(key.n),
+          static_cast<std::uint64_t>(key.k), key.rest}) {
+      h = (h ^ part) * 0x9e3779b97f4a7c15ull;
+      h ^= h >> 32;
+    }
+    return h;
+  }
+};
+
+/// Plans by problem. Never destroyed: plans may be asked for while other statics die.
+struct PlanCache {
+  std::shared_mutex mutex;
+  std::unordered_map<PlanKey, ImplPtr, PlanKeyHash> plans;
+
+  static PlanCache& instance() {
+    static auto* cache = new PlanCache;
+    return *cache;
+  }
+};
+
+}  // namespace
+
+Result<Plan> plan(const Problem& problem, const PlanOptions& options) {
+  if (Status s = check_problem(problem); !s) return s;
+  const bool by_name = !options.kernel.empty();
+  PlanCache& cache = PlanCache::instance();
+  int ordinal = -1;
+  if (!by_name && cudaGetDevice(&ordinal) == cudaSuccess) {
+    std::shared_lock lock(cache.mutex);
+    const auto it = cache.plans.find(PlanKey(problem, ordinal));
+    if (it != cache.plans.end()) return Plan(it->second);
+  }
+
+  const auto device = current_device();
+  if (!device) return device.status();
+  if (Status s = load_tensor_map_encoder(); !s) return s;
+  if (by_name) {
+    auto made = plan_by_name(problem, **device, options.kernel);
+    if (!made) return made.status();
+    return Plan(std::move(*made));
+  }
+  const auto kernels = kernel_index().kernels(problem);
+  if (kernels.empty()) {
+    return Status(
+        StatusCode::unsupported,
+        fmt::format("this build has no kernel for {}; -DMIXGEMM_VARIANTS=all builds every "
+                    "variant of the manifest",
+                    select::describe(select::family_of(problem))));
+  }
+  auto made = plan_best(problem, **device, kernels, false);
+  if (!made) return made.status();
+  std::unique_lock lock(cache.mutex);
+  if (cache.plans.size() >= kMaxCachedPlans) cache.plans.clear();
+  const auto it = cache.plans.emplace(PlanKey(problem, (*device)->ordinal), std::move(*made)).first;
+  return Plan(it->second);
+}
+
+std::vector<KernelInfo> kernels() {
+  std::vector<KernelInfo> list;
+  const auto device = current_device();
+  for (const KernelEntry& entry : kernel_registry()) {
+    KernelInfo info;
+    info.id = entry.id;
+    info.device = Device::cuda;
+    info.arch = entry.config.arch;
+    info.reason = entry.reason;
+    if (select::is_tiled(entry.config)) {
+      LaunchConfig l;
+      l.stages = max_stages(entry.config);
+      info.shared_bytes = static_cast<std::size_t>(tiled_smem_bytes(entry.config, l));
+    }
+    if (device && (*device)->arch == entry.config.arch) {
+      cudaFuncAttributes attributes = {};
+      if (cudaFuncGetAttributes(&attributes, entry.function) == cudaSuccess) {
+        info.registers = attributes.numRegs;
+      } else {
+        cudaGetLastError();
+      }
+    }
+    list.push_back(std::move(info));
+  }
+  return list;
+}
+
+std::vector<DeviceInfo> devices() {
+  const DeviceCount found = device_count();
+  DeviceInfo info;
+  info.device = Device::cuda;
+  if (found.count == 0) {
+    info.name = "CUDA";
+    info.usable = false;
+    info.note = found.note;
+    return {info};
+  }
+  std::vector<DeviceInfo> list;
+  int driver = 0;
+  cudaDriverGetVersion(&driver);
+  for (int ordinal = 0; ordinal < found.count; ++ordinal) {
+    cudaDeviceProp properties;
+    if (cudaError_t error = cudaGetDeviceProperties(&properties, ordinal); error != cudaSuccess) {
+      info.name = fmt::format("CUDA device {}", ordinal);
+      info.usable = false;
+      info.note = cuda_error(error, "asking for its properties").message();
+    } else {
+      info.name = properties.name;
+      info.arch = properties.major * 10 + properties.minor;
+      info.num_sms = properties.multiProcessorCount;
+      const char* reason = why_no_kernels(info.arch);
+      info.usable = reason == nullptr;
+      info.note = reason != nullptr
+                      ? reason
+                      : fmt::format("driver of CUDA {}.{}", driver / 1000, driver % 1000 / 10);
+    }
+    list.push_back(info);
+  }
+  return list;
+}
+
+}  // namespace mixgemm::cuda

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/device.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <tuple>
+#include <utility>
+
+namespace mixgemm::cuda {
+namespace {
+
+constexpr int kMaxDevices = 64;
+// Of the data sheet's boost clock and bandwidth, what a long GEMM keeps (H100: 1755 of 1980 MHz,
+// 3.1 of 3.35 TB/s).
+constexpr double kSustainedClock = 0.886;
+constexpr double kSustainedBandwidth = 0.925;
+
+int attribute(cudaDeviceAttr attr, int device) {
+  int value = 0;
+  return cudaDeviceGetAttribute(&value, attr, device) == cudaSuccess ? value : 0;
+}
+
+/// Lets a kernel use all the shared memory of an SM, once per device and kernel: the attribute
+/// outlives the call, and setting it again would cost a driver call per plan.
+Status allow_shared_memory(int device, const KernelEntry& entry) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, bool> done;
+  std::lock_guard lock(mutex);
+  bool& is_done = done[{device, entry.function}];
+  if (is_done) return Status();
+  cudaError_t error = cudaFuncSetAttribute(
+      entry.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxSharedBytes);
+  if (error != cudaSuccess) return cuda_error(error, entry.id);
+  is_done = true;
+  return Status();
+}
+
+Result<int> ask_resident_clusters(const KernelEntry& entry, const LaunchConfig& l, int num_sms) {
+  const int size = l.cluster_size();
+  cudaLaunchAttribute attr[1];
+  attr[0].id = cudaLaunchAttributeClusterDimension;
+  attr[0].val.clusterDim.x = static_cast<unsigned>(size);
+  attr[0].val.clusterDim.y = attr[0].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(num_sms / size * size));
+  config.blockDim = dim3(static_cast<unsigned>(num_threads(entry.config)));
+  config.dynamicSmemBytes = static_cast<std::size_t>(tiled_smem_bytes(entry.config, l));
+  config.attrs = attr;
+  config.numAttrs = 1;
+  int clusters = 0;
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, entry.function, &config);
+  if (error != cudaSuccess) return cuda_error(error, entry.id);
+  if (clusters < 1) {
+    return Status(StatusCode::unsupported,
+                  fmt::format("{}: the device can't hold a cluster of {} CTAs with {} bytes of "
+                              "shared memory each",
+                              entry.id, size, config.dynamicSmemBytes));
+  }
+  return clusters;
+}
+
+select::DeviceFacts ask_facts(int device) {
+  select::DeviceFacts facts;
+  facts.arch = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+               attribute(cudaDevAttrComputeCapabilityMinor, device);
+  facts.num_sms = std::max(1, attribute(cudaDevAttrMultiProcessorCount, device));
+  facts.l2_bytes = attribute(cudaDevAttrL2CacheSize, device);
+  if (const int khz = attribute(cudaDevAttrClockRate, device); khz > 0) {
+    facts.clock_mhz = khz * 1e-3 * kSustainedClock;
+  }
+  const double memory_khz = attribute(cudaDevAttrMemoryClockRate, device);
+  const double bus_bits = attribute(cudaDevAttrGlobalMemoryBusWidth, device);
+  if (memory_khz > 0 && bus_bits > 0) {  // two transfers a clock
+    facts.dram_bytes_per_us = memory_khz * 1e-3 * 2 * bus_bits / 8 * kSustainedBandwidth;
+  }
+  // Whole clusters must fit a GPC, and GPCs differ in size: asked of one kernel for each occupancy.
+  for (int per_sm = 1; per_sm <= 2; ++per_sm) {
+    const auto registry = kernel_registry();
+    const auto it = std::find_if(registry.begin(), registry.end(), [&](const KernelEntry& e) {
+      return e.config.arch == facts.arch && e.config.ctas_per_sm == per_sm &&
+             (e.config.schedule == Schedule::cooperative ||
+              e.config.schedule == Schedule::pingpong);
+    });
+    for (int size = 1; size <= select::kMaxClusterSize; ++size) {
+      int clusters = per_sm * facts.num_sms / size;
+      if (it != registry.end() && allow_shared_memory(device, *it)) {
+        LaunchConfig l;
+        l.cluster_k = size;
+        l.stages = max_stages(it->config);
+        const auto asked = ask_resident_clusters(*it, l, facts.num_sms);
+        clusters = asked ? *asked : 0;
+      }
+      facts
+          .resident_clusters[static_cast<std::size_t>(per_sm - 1)][static_cast<std::size_t>(size)] =
+          clusters;
+    }
+  }
+  return facts;
+}
+
+}  // namespace
+
+Status cuda_error(cudaError_t error, std::string_view what) {
+  cudaGetLastError();
+  const StatusCode code =
+      error == cudaErrorMemoryAllocation ? StatusCode::out_of_memory : StatusCode::device_error;
+  return Status(code, fmt::format("{}: CUDA error {} ({}): {}", what, static_cast<int>(error),
+                                  cudaGetErrorName(error), cudaGetErrorString(error)));
+}
+
+DeviceCount device_count() {
+  DeviceCount result;
+  const cudaError_t error = cudaGetDeviceCount(&result.count);
+  if (error == cudaSuccess && result.count > 0) return result;
+  cudaGetLastError();
+  result.count = 0;
+  switch (error) {
+    case cudaSuccess:
+    case cudaErrorNoDevice: result.note = "no CUDA device"; break;
+    case cudaErrorInsufficientDriver: {
+      int version = 0;
+      const bool has_driver = cudaDriverGetVersion(&version) == cudaSuccess && version > 0;
+      cudaGetLastError();
+      result.note =
+          has_driver ? "the CUDA driver is older than this build's runtime" : "no CUDA driver";
+      break;
+    }
+    default: result.note = cudaGetErrorString(error);
+  }
+  return result;
+}
+
+const char* why_no_kernels(int arch) {
+  if (arch != 90) return "kernels need compute capability 9.0 (Hopper)";
+  const auto registry = kernel_registry();
+  const bool any = std::any_of(registry.begin(), registry.end(),
+                               [&](const KernelEntry& e) { return e.config.arch == arch; });
+  return any ? nullptr : "this build has no kernel for compute capability 9.0";
+}
+
+const select::KernelIndex& kernel_index() {
+  static const select::KernelIndex index(kernel_registry());
+  return index;
+}
+
+Result<const DeviceContext*> current_device() {
+  // Contexts are made once and never moved, so a reader needs the lock only to find one.
+  static std::mutex mutex;
+  static std::array<std::unique_ptr<const DeviceContext>, kMaxDevices> contexts;
+  const DeviceCount found = device_count();
+  if (found.count == 0) return Status(StatusCode::unsupported, found.note);
+  int device = 0;
+  if (cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) {
+    return cuda_error(error, "asking for the current device");
+  }
+  if (device >= kMaxDevices) {
+    return Status(StatusCode::unsupported,
+                  fmt::format("device ordinals go up to {}; got {}", kMaxDevices - 1, device));
+  }
+  std::lock_guard lock(mutex);
+  auto& slot = contexts[static_cast<std::size_t>(device)];
+  if (slot == nullptr) {
+    const int arch = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+                     attribute(cudaDevAttrComputeCapabilityMinor, device);
+    if (const char* reason = why_no_kernels(arch)) {
+      return Status(StatusCode::unsupported,
+                    fmt::format("{}; device {} has {}.{}", reason, device, arch / 10, arch % 10));
+    }
+    auto context = std::make_unique<DeviceContext>();
+    context->ordinal = device;
+    context->arch = arch;
+    context->facts = ask_facts(device);
+    slot = std::move(context);
+  }
+  return static_cast<const DeviceContext*>(slot.get());
+}
+
+Result<int> resident_clusters(const DeviceContext& device, const KernelEntry& entry,
+                              const LaunchConfig& l) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, const void*, int, int>, int> known;
+  const std::tuple key{device.ordinal, entry.function, l.cluster_size(),
+                       tiled_smem_bytes(entry.config, l)};
+  {
+    std::lock_guard lock(mutex);
+    if (const auto it = known.find(key); it != known.end()) return it->second;
+  }
+  if (Status s = allow_shared_memory(device.ordinal, entry); !s) return s;
+  const auto asked = ask_resident_clusters(entry, l, device.facts.num_sms);
+  if (asked) {
+    std::lock_guard lock(mutex);
+    known[key] = *asked;
+  }
+  return asked;
+}
+
+}  // namespace mixgemm::cuda

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "launch/geometry.hpp"
+
+#include <algorithm>
+#include <limits>
+
+#include "layout/packed.hpp"
+
+namespace mixgemm::launch {
+namespace {
+
+constexpr std::int64_t kMaxIndex = std::numeric_limits<std::int32_t>::max();
+constexpr int kFlagsPerCta = 4;  // one per consumer warpgroup
+constexpr std::int64_t kSmallXBytes = 8 << 20;
+constexpr int kMaxBoxElems = 256;
+constexpr int kPerColumnShift = 30;      // k >> 30 is group 0 ...
+constexpr std::int64_t kMaxK = 1 << 30;  // ... for every k that a launch accepts
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+
+int log2_of(int power_of_two) {
+  int shift = 0;
+  while ((1 << shift) < power_of_two) ++shift;
+  return shift;
+}
+
+bool aligned16(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
+
+}  // namespace
+
+bool Geometry::fits() const {
+  return tiles_n <= kMaxIndex && tiles_m <= kMaxIndex && cluster_tiles <= kMaxIndex &&
+         grid_ctas <= kMaxIndex && stream_tiles * k_tiles <= kMaxIndex && k <= kMaxK;
+}
+
+std::int64_t flag_bytes(std::int64_t grid_ctas) {
+  return round_up(grid_ctas * kFlagsPerCta * static_cast<std::int64_t>(sizeof(std::uint64_t)), 256);
+}
+
+Geometry geometry(const KernelConfig& c, const LaunchConfig& l, std::int64_t m, std::int64_t n,
+                  std::int64_t k, int resident_clusters) {
+  Geometry g;
+  g.tiles_n = round_up(ceil_div(n, c.tile_n), l.cluster_n);
+  g.tiles_m = round_up(ceil_div(m, c.tile_m), l.cluster_m);
+  g.k = k;
+  g.k_tiles = ceil_div(k, c.tile_k);
+  g.cluster_tiles = g.tiles_n / l.cluster_n * (g.tiles_m / l.cluster_m);
+  const std::int64_t resident = std::max(1, resident_clusters);
+  if (l.cluster_k > 1) {
+    g.clusters = g.cluster_tiles;
+  } else if (l.split_k > 1) {
+    g.stream_tiles = g.cluster_tiles;
+    g.clusters = g.cluster_tiles * l.split_k;
+  } else if (l.stream_k) {
+    // Spreading the last partial wave together with one full wave gives each cluster between one
+    // and two tiles' worth of work, so that few clusters share a tile.
+    const std::int64_t rest = g.cluster_tiles % resident;
+    g.stream_tiles = rest == 0 ? 0 : std::min(g.cluster_tiles, rest + resident);
+    g.clusters = std::min(resident, g.cluster_tiles * g.k_tiles);
+  } else {
+    g.clusters = std::min(resident, g.cluster_tiles);
+  }
+  g.grid_ctas = g.clusters * l.cluster_size();
+  g.threads = num_threads(c);
+  g.smem_bytes = tiled_smem_bytes(c, l);
+  if (g.stream_tiles > 0) {
+    g.workspace_bytes = flag_bytes(g.grid_ctas) + g.grid_ctas * c.tile_n * c.tile_m *
+                                                      static_cast<std::int64_t>(sizeof(float));
+  }
+  return g;
+}
+
+bool x_by_tma(std::int64_t m, const void* x, std::int64_t ldx) {
+  return aligned16(x) && (ldx % 8 == 0 || m == 1);
+}
+
+bool rows_take_vectors(std::int64_t m, std::int64_t n, const void* base, std::int64_t ld) {
+  return aligned16(base) && n % 8 == 0 && (ld % 8 == 0 || m == 1);
+}
+
+TensorMapShape x_map(const KernelConfig& c, const LaunchConfig& l, const Problem& problem,
+                     const void* x, std::int64_t ldx) {
+  TensorMapShape map;
+  map.address = reinterpret_cast<std::uintptr_t>(x);
+  map.dims[0] = static_cast<std::uint64_t>(problem.k);
+  map.dims[1] = static_cast<std::uint64_t>(problem.m);
+  // One row may have any leading dimension: its pitch is never used, but must be a legal one.
+  map.pitch_bytes = static_cast<std::uint64_t>(round_up(problem.m == 1 ? problem.k : ldx, 8)) * 2;
+  map.box[0] = 64;
+  map.box[1] = static_cast<std::uint32_t>(c.tile_m / l.cluster_n);
+  map.element =
+      c.act == DataType::bf16 ? TensorMapShape::Element::bf16 : TensorMapShape::Element::f16;
+  map.swizzle_128b = 1;
+  return map;
+}
+
+TensorMapShape codes_map(const KernelConfig& c, const LaunchConfig& l, const PackedView& weight) {
+  const int cell_words = layout::cell_bytes(bits_of(c.weight)) / 4;
+  TensorMapShape map;
+  map.address = reinterpret_cast<std::uintptr_t>(weight.codes);
+  map.dims[0] = static_cast<std::uint64_t>(layout::num_k_blocks(weight.k) * cell_words);
+  map.dims[1] = static_cast<std::uint64_t>(layout::num_strips(weight.n));
+  map.pitch_bytes = static_cast<std::uint64_t>(weight.codes_pitch_bytes);
+  map.box[0] =
+      static_cast<std::uint32_t>(std::min(kMaxBoxElems, c.tile_k / layout::kBlockK * cell_words));
+  map.box[1] = static_cast<std::uint32_t>(c.tile_n / layout::kStripRows / l.cluster_m);
+  map.element = TensorMapShape::Element::u32;
+  return map;
+}
+
+int scale_box_groups(const KernelConfig& c, int group_size) {
+  if (c.quant == Quant::column) return 0;
+  return group_size == 0 ? 1 : std::max(1, c.tile_k / group_size);
+}
+
+TensorMapShape groups_map(const KernelConfig& c, const PackedView& weight, const void* values) {
+  TensorMapShape map;
+  map.address = reinterpret_cast<std::uintptr_t>(values);
+  map.dims[0] = static_cast<std::uint64_t>(weight.groups() * layout::kStripRows);
+  map.dims[1] = static_cast<std::uint64_t>(layout::num_strips(weight.n));
+  map.pitch_bytes = static_cast<std::uint64_t>(weight.groups_pitch * layout::kStripRows * 2);
+  map.box[0] =
+      static_cast<std::uint32_t>(scale_box_groups(c, weight.spec.group_size) * layout::kStripRows);
+  map.box[1] = static_cast<std::uint32_t>(c.tile_n / layout::kStripRows);
+  map.element = TensorMapShape::Element::u16;
+  return map;
+}
+
+Params params_template(const KernelConfig& c, const LaunchConfig& l, const Problem& problem,
+                       const Geometry& g) {
+  Params p{};
+  p.m = static_cast<int>(problem.m);
+  p.n = static_cast<int>(problem.n);
+  p.k = static_cast<int>(problem.k);
+  p.cluster_tiles_n = static_cast<int>(g.tiles_n / l.cluster_n);
+  p.cluster_tiles_m = static_cast<int>(g.tiles_m / l.cluster_m);
+  p.k_tiles = static_cast<int>(g.k_tiles);
+  p.stream_tiles = static_cast<int>(g.stream_tiles);
+  const std::int64_t iterations = g.stream_tiles * g.k_tiles;
+  p.stream_length = static_cast<int>(iterations / g.clusters);
+  p.stream_longer = static_cast<int>(iterations % g.clusters);
+  p.raster_m = l.raster_m;
+  p.cluster_n = l.cluster_n;
+  p.cluster_m = l.cluster_m;
+  p.cluster_k = l.cluster_k;
+  p.stages = l.stages;
+  const int group_size = problem.weight.group_size;
+  p.group_shift = group_size == 0 ? kPerColumnShift : log2_of(group_size);
+  p.scale_box_groups = scale_box_groups(c, group_size);
+  p.scale_box_bytes = p.scale_box_groups * c.tile_n * 2;
+  // One token tile reads each weight once: it should leave L2 first. X that fits a corner of L2 is
+  // read by every column of tiles and should stay.
+  p.codes_policy = g.tiles_m == 1 ? kEvictFirst : kEvictNormal;
+  p.x_policy = 2 * problem.m * problem.k <= kSmallXBytes ? kEvictLast : kEvictNormal;
+  p.alpha = 1.0f;
+  const Activation activation = problem.epilogue.activation;
+  p.relu_floor = activation == Activation::relu ? 0.0f : -std::numeric_limits<float>::infinity();
+  p.gated = activation == Activation::silu || activation == Activation::gelu;
+  if (activation == Activation::silu) p.gate_linear = 1.0f;
+  if (activation == Activation::gelu) {
+    constexpr double kTwoSqrtTwoOverPi = 1.5957691216057308;  // 2·√(2/π)
+    p.gate_linear = static_cast<float>(kTwoSqrtTwoOverPi);
+    p.gate_cubic = static_cast<float>(kTwoSqrtTwoOverPi * 0.044715);
+  }
+  p.zeros_scaled = problem.weight.zero == ZeroKind::scaled;
+  return p;
+}
+
+}  // namespace mixgemm::launch

@@ -1,0 +1,367 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "select/select.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "launch/geometry.hpp"
+
+namespace mixgemm::select {
+namespace {
+
+// Rates measured on an H100 (docs/architecture.md, "What the hardware allows"). Clocks are the
+// SM's.
+constexpr double kL2BytesPerClk = 31;         // bulk copies from L2, per SM
+constexpr double kMulticastBytesPerClk = 46;  // delivered to an SM where a cluster shares a read
+constexpr double kStageLatencyClks = 1100;    // from issuing a copy to its bytes, under load
+constexpr double kStageClks = 60;             // barrier and pointer work per ring stage
+constexpr double kStoreBytesPerClk = 32;      // output tiles, per SM
+constexpr double kPartialBytesPerClk = 16;    // fp32 partial tiles, through L2 or DSMEM, per SM
+constexpr double kEpilogueClks = 500;         // barriers and latency of an epilogue
+constexpr double kClusterSumClks = 1200;      // two cluster barriers
+constexpr double kWorkspaceSumClks = 2200;    // flag written, seen, and the partial read back
+constexpr double kFixedUs = 2.6;              // launch, prologue, tensor-map fetch, first bytes
+
+// The tensor core and the dequantizer of one SM. One step = 64 weight rows × 16 k of one warpgroup;
+// its MMA takes tile_m/2 clocks, of which 91 % can be had.
+constexpr double kMmaEfficiency = 0.91;
+/// Clocks from a step's codes to its fragments for one warpgroup: hidden only by other warpgroups.
+constexpr double kDequantLatencyClks = 76;
+/// Clocks of issue slots that a step takes, hidden by nothing but the tensor core.
+constexpr double kDequantIssueClks = 23.4;
+
+/// Relative cost of dequantization: measured for f16 and bf16 int4, counted in instructions for the
+/// others.
+double dequant_weight(const KernelConfig& c) {
+  double weight = c.act == DataType::bf16 ? 1.25 : 1.0;
+  if (c.weight == WeightType::int8) weight *= c.act == DataType::bf16 ? 1.3 : 1.1;
+  if (c.quant == Quant::column) weight *= 0.9;
+  if (c.quant == Quant::group_zero) weight *= 1.1;
+  if (c.fine_groups) weight *= 1.15;
+  return weight;
+}
+
+double norm3(double a, double b) { return std::cbrt(a * a * a + b * b * b); }
+
+/// Clocks in which every warpgroup of `ctas` CTAs on an SM advances by one ring stage.
+double math_clks_per_stage(const KernelConfig& c, int ctas) {
+  const int warpgroups = c.consumer_warpgroups * ctas;
+  const double mma = c.tile_m / 2.0 / kMmaEfficiency * warpgroups;
+  const double dequant = std::max(kDequantLatencyClks, kDequantIssueClks * warpgroups);
+  const double steps = rows_per_warpgroup(c) / 64.0 * (c.tile_k / 16.0);
+  return norm3(mma, dequant * dequant_weight(c)) * steps;
+}
+
+/// What of a kernel's cost doesn't depend on launch or problem.
+struct KernelCost {
+  double math_clks[2];    ///< per stage, with one CTA on the SM and with two
+  double x_bytes = 0;     ///< of a stage
+  double w_bytes = 0;     ///< of a stage, scales and zeros included
+  double tile_bytes = 0;  ///< of Y
+  int tiles_at_once = 1;  ///< tiles that a CTA works on
+};
+
+KernelCost kernel_cost(const KernelConfig& c, const Problem& problem) {
+  KernelCost cost;
+  cost.math_clks[0] = math_clks_per_stage(c, 1);
+  cost.math_clks[1] = c.ctas_per_sm == 2 ? math_clks_per_stage(c, 2) : cost.math_clks[0];
+  cost.x_bytes = x_stage_bytes(c);
+  const int group = problem.weight.group_size;
+  const double values = problem.weight.zero == ZeroKind::none ? 1 : 2;
+  const double groups = group == 0 ? 0 : static_cast<double>(c.tile_k) / group;
+  cost.w_bytes = w_stage_bytes(c) + groups * c.tile_n * 2 * values;
+  cost.tile_bytes = 2.0 * c.tile_n * c.tile_m;
+  cost.tiles_at_once = c.schedule == Schedule::pingpong ? c.consumer_warpgroups : 1;
+  return cost;
+}
+
+/// Bytes that cross HBM: the weight once per raster band unless L2 keeps it, X and Y once.
+double hbm_bytes(const KernelConfig& c, const LaunchConfig& l, const Problem& p,
+                 std::int64_t tiles_m) {
+  const int group = p.weight.group_size;
+  const double values = p.weight.zero == ZeroKind::none ? 2 : 4;
+  const double n = static_cast<double>(p.n), k = static_cast<double>(p.k);
+  const double w = n * (k * bits_of(c.weight) / 8 + (group == 0 ? 1 : k / group) * values);
+  const double xy = 2.0 * static_cast<double>(p.m) * (n + k);
+  const double bands = std::ceil(static_cast<double>(tiles_m) / l.raster_m);
+  return w * bands + xy;
+}
+
+Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchConfig& l,
+                  const Problem& p, const DeviceFacts& device) {
+  const double clk_us = 1.0 / device.clock_mhz;
+  const int size = l.cluster_size();
+  const int resident = std::max(1, device.resident(c.ctas_per_sm, size));
+  const launch::Geometry g = launch::geometry(c, l, p.m, p.n, p.k, resident);
+
+  // How full the device is: CTAs that share the busiest SM.
+  const double ctas = static_cast<double>(
+      std::min<std::int64_t>(g.grid_ctas, static_cast<std::int64_t>(resident) * size));
+  const int per_sm = ctas > device.num_sms ? c.ctas_per_sm : 1;
+
+  // One stage: the tensor core and dequantizer, L2, and the latency that the ring must cover.
+  const double math = cost.math_clks[per_sm - 1];
+  const double read = cost.x_bytes / l.cluster_n + cost.w_bytes / l.cluster_m;
+  const double delivered = cost.x_bytes + cost.w_bytes;
+  const double tiles_at_once = cost.tiles_at_once;
+  const double l2 =
+      std::max(read / kL2BytesPerClk, delivered / kMulticastBytesPerClk) * per_sm * tiles_at_once;
+  const double latency = kStageLatencyClks / l.stages * tiles_at_once;
+  const double worst = std::max({math, l2, latency});
+  const double stage_clks = worst + 0.15 * (math + l2 + latency - worst) + kStageClks;
+
+  // Stages that the busiest CTA goes through, in units of `tiles_at_once` tiles.
+  const double tiles = static_cast<double>(g.cluster_tiles);
+  const double k_tiles = static_cast<double>(g.k_tiles);
+  double stages = 0;     // main loop
+  double epilogues = 0;  // per CTA
+  double sum_clks = 0;
+  const double partial_clks = cost.tile_bytes * 2 / kPartialBytesPerClk;
+  if (l.cluster_k > 1) {
+    const double waves = std::ceil(tiles / resident);
+    stages = waves * std::ceil(k_tiles / l.cluster_k);
+    epilogues = waves;
+    sum_clks = waves * (kClusterSumClks + partial_clks);
+  } else if (l.split_k > 1) {
+    const double waves = std::ceil(static_cast<double>(g.clusters) / resident);
+    stages = waves * std::ceil(k_tiles / l.split_k);
+    epilogues = waves;
+    sum_clks = waves * (kWorkspaceSumClks + partial_clks * l.split_k);
+  } else if (g.stream_tiles > 0) {
+    const double clusters = static_cast<double>(g.clusters);
+    stages = (tiles - static_cast<double>(g.stream_tiles)) / clusters * k_tiles +
+             std::ceil(static_cast<double>(g.stream_tiles) * k_tiles / clusters);
+    epilogues = std::ceil(tiles / clusters);
+    const double pieces = 1 + std::ceil(clusters / static_cast<double>(g.stream_tiles));
+    sum_clks = kWorkspaceSumClks + partial_clks * pieces;
+  } else {
+    const double waves = std::ceil(tiles / static_cast<double>(g.clusters));
+    // A pingpong CTA with one tile leaves half its warpgroups idle; from two tiles on they overlap.
+    stages = std::ceil(waves / tiles_at_once) * k_tiles;
+    epilogues = c.schedule == Schedule::pingpong ? 1 : waves;
+  }
+  stages += 1;  // fill
+
+  Estimate e;
+  e.fixed_us = kFixedUs;
+  e.stream_us = hbm_bytes(c, l, p, g.tiles_m) / device.dram_bytes_per_us;
+  e.loop_us = stages * stage_clks * clk_us;
+  e.output_us = epilogues * (kEpilogueClks + cost.tile_bytes / kStoreBytesPerClk * per_sm) * clk_us;
+  e.reduce_us = sum_clks * clk_us;
+  e.bound = worst == math ? "math" : worst == l2 ? "L2" : "latency";
+  if (e.stream_us > e.loop_us) e.bound = "HBM";
+  const double body = std::max(e.loop_us, e.stream_us) + 0.1 * std::min(e.loop_us, e.stream_us);
+  e.total_us = e.fixed_us + body + e.output_us + e.reduce_us;
+  return e;
+}
+
+/// Token tiles in a raster band: the clusters at work at one time should cover weight and
+/// activation bytes in equal parts, which makes their sum least.
+int raster_band(const KernelConfig& c, const LaunchConfig& l, std::int64_t tiles_m,
+                const DeviceFacts& device) {
+  const int fallback = LaunchConfig{}.raster_m;
+  if (tiles_m <= fallback) return fallback;  // one band anyway, or nearly
+  const double at_work = static_cast<double>(device.resident(c.ctas_per_sm, l.cluster_size())) *
+                         l.cluster_n * l.cluster_m;
+  const double w_row = c.tile_n * bits_of(c.weight) / 8.0;
+  const double x_row = c.tile_m * 2.0;
+  const double best = std::sqrt(at_work * w_row / x_row);
+  // Whole clusters, and few different values, so that plans of neighbouring M agree.
+  for (const int band : {4, 8, 16}) {
+    if (best <= band * 1.4 && band % l.cluster_m == 0) return band;
+  }
+  return 32;
+}
+
+/// Kernels whose token tile wastes most of its MMA while a narrower one exists aren't evaluated.
+bool worth_considering(const KernelConfig& c, const Problem& p, int narrowest_fit) {
+  if (c.tile_m > narrowest_fit && c.tile_m > 2 * std::max<std::int64_t>(p.m, 8)) return false;
+  return p.m < 1024 || c.tile_m >= 64 || narrowest_fit < 64;
+}
+
+template <class Visit>
+void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts& device,
+                     const Visit& visit) {
+  const int deepest = max_stages(c);
+  const std::int64_t tiles_n = (p.n + c.tile_n - 1) / c.tile_n;
+  const std::int64_t tiles_m = (p.m + c.tile_m - 1) / c.tile_m;
+  const std::int64_t k_tiles = (p.k + c.tile_k - 1) / c.tile_k;
+  const bool likely_tma = p.k % 8 == 0;  // rows of X are rarely padded
+  const auto offer = [&](LaunchConfig l) {
+    l.stages = std::min(deepest, kMaxStages);
+    l.raster_m = raster_band(c, l, tiles_m, device);
+    // A partial tile larger than the ring may not leave room for the second CTA of an SM.
+    if (l.cluster_k > 1 && c.ctas_per_sm == 2 &&
+        tiled_smem_bytes(c, l) > kSharedBytesPerSm / 2 - kReservedSharedBytes) {
+      return;
+    }
+    if (why_unfit(c, l, p, device, likely_tma) == nullptr) visit(l);
+  };
+  for (const int cluster_n : {1, 2, 4}) {
+    for (const int cluster_m : {1, 2}) {
+      if (cluster_n > tiles_n || cluster_m > tiles_m) continue;
+      LaunchConfig l;
+      l.cluster_n = cluster_n;
+      l.cluster_m = cluster_m;
+      offer(l);
+      if (p.batch_invariant) continue;
+      const std::int64_t clusters =
+          (tiles_n + cluster_n - 1) / cluster_n * ((tiles_m + cluster_m - 1) / cluster_m);
+      const std::int64_t room = device.resident(c.ctas_per_sm, l.cluster_size());
+      // Splitting K pays where tiles leave SMs idle.
+      if (clusters % std::max<std::int64_t>(room, 1) != 0 && clusters < 8 * room) {
+        LaunchConfig s = l;
+        s.stream_k = true;
+        if (k_tiles > 1) offer(s);
+      }
+      if (2 * clusters > room + room / 2) continue;
+      for (const int ways : {2, 3, 4, 6, 8}) {
+        if (ways > k_tiles) break;
+        if (clusters * (ways - 1) > room) break;
+        LaunchConfig s = l;
+        s.split_k = ways;
+        offer(s);
+        s = l;
+        s.cluster_k = ways;
+        if (s.cluster_size() <= kMaxClusterSize) offer(s);
+      }
+    }
+  }
+}
+
+std::size_t family_slot(const Family& f) {
+  return ((static_cast<std::size_t>(f.act == DataType::bf16) * 2 +
+           static_cast<std::size_t>(f.weight == WeightType::int8)) *
+              3 +
+          static_cast<std::size_t>(f.quant)) *
+             2 +
+         static_cast<std::size_t>(f.fine_groups);
+}
+
+}  // namespace
+
+bool is_tiled(const KernelConfig& c) {
+  return c.schedule == Schedule::cooperative || c.schedule == Schedule::pingpong;
+}
+
+DeviceFacts h100_facts() {
+  DeviceFacts facts;
+  // GPCs of an H100 have 16 or 18 SMs, so clusters above two leave some idle.
+  const int clusters[kMaxClusterSize + 1] = {0, 132, 66, 43, 32, 24, 21, 17, 16};
+  for (std::size_t size = 1; size <= kMaxClusterSize; ++size) {
+    facts.resident_clusters[0][size] = clusters[size];
+    facts.resident_clusters[1][size] = 2 * clusters[size];
+  }
+  return facts;
+}
+
+Family family_of(const Problem& p) {
+  Family f;
+  f.act = p.act;
+  f.weight = p.weight.type;
+  f.quant = p.weight.zero != ZeroKind::none ? Quant::group_zero
+            : p.weight.group_size == 0      ? Quant::column
+                                            : Quant::group;
+  f.fine_groups = p.weight.group_size == 16 || p.weight.group_size == 32;
+  return f;
+}
+
+std::string describe(const Family& f) {
+  const char* const quants[] = {"per-column scales", "group scales", "scales and zeros"};
+  return fmt::format("{} x {}, {}{}", to_string(f.act), to_string(f.weight),
+                     quants[static_cast<int>(f.quant)],
+                     f.fine_groups ? ", groups of 16 or 32" : "");
+}
+
+KernelIndex::KernelIndex(std::span<const KernelEntry> registry) : registry_(registry) {
+  for (const KernelEntry& entry : registry) {
+    if (!is_tiled(entry.config) || std::string_view(entry.epilogue) != "standard") continue;
+    const KernelConfig& c = entry.config;
+    families_[family_slot({c.act, c.weight, c.quant, c.fine_groups})].push_back(&entry);
+  }
+}
+
+std::span<const KernelEntry* const> KernelIndex::kernels(const Problem& problem) const {
+  return families_[family_slot(family_of(problem))];
+}
+
+const KernelEntry* KernelIndex::find(std::string_view kernel_id) const {
+  const auto it = std::find_if(registry_.begin(), registry_.end(),
+                               [&](const KernelEntry& e) { return kernel_id == e.id; });
+  return it == registry_.end() ? nullptr : &*it;
+}
+
+const char* why_unfit(const KernelConfig& c, const Problem& p) {
+  const Family f = family_of(p);
+  if (!is_tiled(c)) return "the kernel's schedule has no launcher in this build";
+  if (c.act != f.act) return "its activation type isn't the problem's";
+  if (c.weight != f.weight) return "its weight type isn't the problem's";
+  if (c.quant != f.quant) return "its quantization (c, g or gz) isn't the problem's";
+  if (c.fine_groups != f.fine_groups) {
+    return f.fine_groups ? "groups of 16 and 32 need a kernel for fine groups (fg, fgz)"
+                         : "a kernel for fine groups serves groups of 16 and 32 only";
+  }
+  return nullptr;
+}
+
+const char* why_unfit(const KernelConfig& c, const LaunchConfig& l, const Problem& p,
+                      const DeviceFacts& device, bool tma) {
+  if (const char* rule = why_illegal(c, l, tma)) return rule;
+  const std::int64_t k_tiles = (p.k + c.tile_k - 1) / c.tile_k;
+  if (l.cluster_k > k_tiles) return "cluster_k must not exceed the k tiles, K / tile_k rounded up";
+  if (l.split_k > k_tiles) return "split_k must not exceed the k tiles, K / tile_k rounded up";
+  if (p.batch_invariant && (l.cluster_k > 1 || l.split_k > 1 || l.stream_k)) {
+    return "batch_invariant needs K in one piece: cluster_k 1, split_k 1, no stream_k";
+  }
+  if (device.resident(c.ctas_per_sm, l.cluster_size()) == 0) {
+    return "the device can't hold a cluster of that size";
+  }
+  return nullptr;
+}
+
+std::vector<LaunchConfig> launches(const KernelConfig& config, const Problem& problem,
+                                   const DeviceFacts& device) {
+  std::vector<LaunchConfig> result;
+  for_each_launch(config, problem, device, [&](const LaunchConfig& l) { result.push_back(l); });
+  return result;
+}
+
+Estimate estimate(const KernelConfig& config, const LaunchConfig& launch, const Problem& problem,
+                  const DeviceFacts& device) {
+  return evaluate(config, kernel_cost(config, problem), launch, problem, device);
+}
+
+std::vector<Candidate> rank(const Problem& problem, std::span<const KernelEntry* const> kernels,
+                            const DeviceFacts& device, std::size_t keep) {
+  std::vector<Candidate> best;
+  if (keep == 0) return best;
+  best.reserve(keep + 1);
+  int narrowest_fit =
+      1 << 30;  // the narrowest token tile that holds all of M, or the widest of all
+  int widest = 0;
+  for (const KernelEntry* entry : kernels) {
+    const int tile_m = entry->config.tile_m;
+    widest = std::max(widest, tile_m);
+    if (tile_m >= problem.m) narrowest_fit = std::min(narrowest_fit, tile_m);
+  }
+  narrowest_fit = std::min(narrowest_fit, widest);
+  for (const KernelEntry* entry : kernels) {
+    const KernelConfig& c = entry->config;
+    if (!worth_considering(c, problem, narrowest_fit)) continue;
+    const KernelCost cost = kernel_cost(c, problem);
+    for_each_launch(c, problem, device, [&](const LaunchConfig& l) {
+      const Estimate e = evaluate(c, cost, l, problem, device);
+      if (best.size() == keep && e.total_us >= best.back().estimate.total_us) return;
+      const auto at = std::upper_bound(
+          best.begin(), best.end(), e.total_us,
+          [](double total, const Candidate& other) { return total < other.estimate.total_us; });
+      best.insert(at, {entry, l, e});
+      if (best.size() > keep) best.pop_back();
+    });
+  }
+  return best;
+}
+
+}  // namespace mixgemm::select

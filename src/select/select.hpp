@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which kernel and which launch for a problem: every legal candidate of the registry, ranked by a
+// cost model of the device (docs/architecture.md). Pure arithmetic: same inputs, same answer, on
+// any machine.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "kernel_config.hpp"
+#include "mixgemm/gemm.hpp"
+#include "registry.hpp"
+
+namespace mixgemm::select {
+
+inline constexpr int kMaxClusterSize = 8;
+
+/// What the model knows of a device. The rates are sustained ones, not data-sheet peaks.
+struct DeviceFacts {
+  int arch = 90;
+  int num_sms = 132;
+  double clock_mhz = 1755;  ///< SM clock under load
+  double dram_bytes_per_us = 3.1e6;
+  std::int64_t l2_bytes = 50 << 20;
+  /// Clusters of a size (index 1 .. 8) that the device holds at once, at one and at two CTAs per
+  /// SM. 0 = such a cluster can't be launched.
+  std::array<std::array<int, kMaxClusterSize + 1>, 2> resident_clusters{};
+
+  int resident(int ctas_per_sm, int cluster_size) const {
+    return resident_clusters[ctas_per_sm == 2 ? 1 : 0][static_cast<std::size_t>(cluster_size)];
+  }
+};
+
+/// An H100 SXM: for tests, and wherever a device can't be asked.
+DeviceFacts h100_facts();
+
+/// Where the time of a candidate goes, µs. `total_us` is what candidates are ranked by.
+struct Estimate {
+  double fixed_us = 0;   ///< launch, prologue, first stage's latency
+  double stream_us = 0;  ///< bytes that must cross HBM
+  double loop_us = 0;    ///< main loops of the busiest SM, all waves
+  double output_us = 0;  ///< epilogues not hidden behind a main loop
+  double reduce_us = 0;  ///< sums over the k ranges of a tile
+  double total_us = 0;
+  const char* bound = "";  ///< what the main loop waits for: "math", "L2", "latency", or "HBM"
+};
+
+struct Candidate {
+  const KernelEntry* entry = nullptr;
+  LaunchConfig launch;
+  Estimate estimate;
+};
+
+/// The kernels that can serve a problem, found once per (types, quantization) and then by index.
+class KernelIndex {
+ public:
+  explicit KernelIndex(std::span<const KernelEntry> registry);
+
+  /// Kernels with the standard epilogue for this problem, in registry order. Empty: the build has
+  /// none.
+  std::span<const KernelEntry* const> kernels(const Problem& problem) const;
+  /// By id, or nullptr.
+  const KernelEntry* find(std::string_view kernel_id) const;
+
+ private:
+  std::span<const KernelEntry> registry_;
+  std::array<std::vector<const KernelEntry*>, 2 * 2 * 3 * 2> families_;
+};
+
+/// What a problem's weight asks of a kernel.
+struct Family {
+  DataType act = DataType::f16;
+  WeightType weight = WeightType::int4;
+  Quant quant = Quant::group;
+  bool fine_groups = false;
+};
+Family family_of(const Problem& problem);
+/// Is it a kernel of the tiled mainloop, launched with a LaunchConfig?
+bool is_tiled(const KernelConfig& config);
+/// "f16 x int4, group scales and zeros, groups of 16 or 32".
+std::string describe(const Family& family);
+
+/// nullptr where the kernel can serve the problem, else the rule that it breaks.
+const char* why_unfit(const KernelConfig& config, const Problem& problem);
+/// nullptr where the kernel may be launched so for the problem, else the rule. `x_by_tma`: X is
+/// 16-byte aligned in base and pitch.
+const char* why_unfit(const KernelConfig& config, const LaunchConfig& launch,
+                      const Problem& problem, const DeviceFacts& device, bool x_by_tma);
+
+/// The launches worth considering for a kernel and a problem, all of them legal. Deterministic
+/// order. For batch-invariant problems: those that sum each output in one fixed order.
+std::vector<LaunchConfig> launches(const KernelConfig& config, const Problem& problem,
+                                   const DeviceFacts& device);
+
+/// The model.
+Estimate estimate(const KernelConfig& config, const LaunchConfig& launch, const Problem& problem,
+                  const DeviceFacts& device);
+
+/// The best `keep` candidates among the given kernels, fastest first; ties go to the earlier
+/// kernel, then to the earlier launch.
+std::vector<Candidate> rank(const Problem& problem, std::span<const KernelEntry* const> kernels,
+                            const DeviceFacts& device, std::size_t keep);
+
+}  // namespace mixgemm::select

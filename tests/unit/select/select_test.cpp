@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "select/select.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <string>
+
+#include "fake_registry.hpp"
+#include "launch/geometry.hpp"
+#include "select/config_id.hpp"
+
+namespace mixgemm::select {
+namespace {
+
+const FakeRegistry& registry() {
+  static const FakeRegistry instance;
+  return instance;
+}
+const KernelIndex& kernel_index() {
+  static const KernelIndex instance(registry().entries());
+  return instance;
+}
+
+Problem problem(std::int64_t m, std::int64_t n, std::int64_t k, int group_size = 128) {
+  Problem p;
+  p.m = m;
+  p.n = n;
+  p.k = k;
+  p.device = Device::cuda;
+  p.weight.group_size = group_size;
+  return p;
+}
+
+class RandomProblems {
+ public:
+  explicit RandomProblems(unsigned seed) : random_(seed) {}
+
+  Problem next() {
+    const int groups[] = {0, 16, 32, 64, 128};
+    const ZeroKind zeros[] = {ZeroKind::none, ZeroKind::integer, ZeroKind::scaled};
+    Problem p = problem(size(1 << 14), size(1 << 17), size(1 << 15), groups[pick(5)]);
+    p.weight.zero = zeros[pick(3)];
+    p.weight.type = pick(2) == 0 ? WeightType::int4 : WeightType::int8;
+    p.act = p.weight.scale_type = pick(2) == 0 ? DataType::f16 : DataType::bf16;
+    p.batch_invariant = pick(8) == 0;
+    return p;
+  }
+
+ private:
+  int pick(int count) { return static_cast<int>(random_() % static_cast<unsigned>(count)); }
+  /// Sizes over all magnitudes, many of them ragged.
+  std::int64_t size(std::int64_t most) {
+    const double exponent =
+        std::uniform_real_distribution<double>(0, std::log2(static_cast<double>(most)))(random_);
+    const auto value = static_cast<std::int64_t>(std::exp2(exponent));
+    return pick(2) == 0 ? value : (value + 63) / 64 * 64;
+  }
+
+  std::mt19937 random_;
+};
+
+std::string show(const Problem& p) {
+  return "m " + std::to_string(p.m) + " n " + std::to_string(p.n) + " k " + std::to_string(p.k) +
+         " group " + std::to_string(p.weight.group_size);
+}
+
+TEST(Select, EveryLegalProblemHasACandidateAndAllAreLegal) {
+  RandomProblems problems(11);
+  const DeviceFacts device = h100_facts();
+  for (int i = 0; i < 3000; ++i) {
+    const Problem p = problems.next();
+    const auto ranked = rank(p, kernel_index().kernels(p), device, 6);
+    ASSERT_FALSE(ranked.empty()) << show(p);
+    double last = 0;
+    for (const Candidate& c : ranked) {
+      const std::string id = config_id(c.entry->id, p.weight.group_size, c.launch);
+      EXPECT_EQ(why_unfit(c.entry->config, p), nullptr) << show(p) << id;
+      EXPECT_EQ(why_unfit(c.entry->config, c.launch, p, device, p.k % 8 == 0), nullptr)
+          << show(p) << id;
+      EXPECT_GE(c.estimate.total_us, last) << show(p) << id;
+      EXPECT_TRUE(std::isfinite(c.estimate.total_us)) << show(p) << id;
+      last = c.estimate.total_us;
+      const auto g =
+          launch::geometry(c.entry->config, c.launch, p.m, p.n, p.k,
+                           device.resident(c.entry->config.ctas_per_sm, c.launch.cluster_size()));
+      EXPECT_TRUE(g.fits()) << show(p) << id;
+    }
+  }
+}
+
+TEST(Select, SameProblemSameAnswer) {
+  RandomProblems problems(12);
+  const KernelIndex again(registry().entries());
+  for (int i = 0; i < 500; ++i) {
+    const Problem p = problems.next();
+    const auto a = rank(p, kernel_index().kernels(p), h100_facts(), 4);
+    const auto b = rank(p, again.kernels(p), h100_facts(), 4);
+    ASSERT_EQ(a.size(), b.size());
+    for (std::size_t j = 0; j < a.size(); ++j) {
+      EXPECT_EQ(a[j].entry, b[j].entry) << show(p);
+      EXPECT_EQ(a[j].launch, b[j].launch) << show(p);
+    }
+  }
+}
+
+TEST(Select, KeepingFewerCandidatesKeepsTheBest) {
+  RandomProblems problems(13);
+  for (int i = 0; i < 200; ++i) {
+    const Problem p = problems.next();
+    const auto one = rank(p, kernel_index().kernels(p), h100_facts(), 1);
+    const auto many = rank(p, kernel_index().kernels(p), h100_facts(), 1000);
+    ASSERT_EQ(one.size(), 1u);
+    EXPECT_EQ(one[0].entry, many[0].entry) << show(p);
+    EXPECT_EQ(one[0].launch, many[0].launch) << show(p);
+  }
+}
+
+TEST(Select, BatchInvariantNeverSplitsK) {
+  RandomProblems problems(14);
+  for (int i = 0; i < 500; ++i) {
+    Problem p = problems.next();
+    p.batch_invariant = true;
+    for (const Candidate& c : rank(p, kernel_index().kernels(p), h100_facts(), 50)) {
+      EXPECT_EQ(c.launch.cluster_k, 1);
+      EXPECT_EQ(c.launch.split_k, 1);
+      EXPECT_FALSE(c.launch.stream_k);
+    }
+  }
+}
+
+TEST(Select, FamiliesFollowTheWeight) {
+  Problem p = problem(1, 64, 64, 0);
+  EXPECT_EQ(family_of(p).quant, Quant::column);
+  p.weight.zero = ZeroKind::scaled;
+  EXPECT_EQ(family_of(p).quant, Quant::group_zero);
+  EXPECT_FALSE(family_of(p).fine_groups);
+  p.weight.group_size = 32;
+  EXPECT_TRUE(family_of(p).fine_groups);
+  p.weight.zero = ZeroKind::none;
+  EXPECT_EQ(family_of(p).quant, Quant::group);
+  for (const KernelEntry* entry : kernel_index().kernels(p)) {
+    EXPECT_EQ(why_unfit(entry->config, p), nullptr) << entry->id;
+  }
+  p.weight.group_size = 64;
+  for (const KernelEntry* entry : kernel_index().kernels(p)) {
+    EXPECT_FALSE(entry->config.fine_groups) << entry->id;
+  }
+}
+
+TEST(Select, NoClusterThatTheDeviceCannotHold) {
+  DeviceFacts device = h100_facts();
+  for (auto& row : device.resident_clusters) {
+    for (std::size_t size = 2; size <= kMaxClusterSize; ++size) row[size] = 0;
+  }
+  RandomProblems problems(15);
+  for (int i = 0; i < 200; ++i) {
+    const Problem p = problems.next();
+    for (const Candidate& c : rank(p, kernel_index().kernels(p), device, 20)) {
+      EXPECT_EQ(c.launch.cluster_size(), 1) << show(p);
+    }
+  }
+}
+
+TEST(Select, UnservedFamilyIsEmptyNotWrong) {
+  const KernelIndex empty({});
+  EXPECT_TRUE(empty.kernels(problem(1, 64, 64)).empty());
+  EXPECT_EQ(empty.find("sm90_f16_i4_g_t128x128x64_coop"), nullptr);
+  EXPECT_TRUE(rank(problem(1, 64, 64), {}, h100_facts(), 4).empty());
+  EXPECT_EQ(describe(family_of(problem(1, 64, 64, 32))),
+            "f16 x int4, group scales, groups of 16 or 32");
+}
+
+// The model's job is the order of candidates; these are orders that drafts measured on an H100.
+TEST(SelectModel, FewTokensOnASmallLayerSplitK) {
+  for (const std::int64_t m : {32, 64, 128}) {
+    const Problem p = problem(m, 4096, 4096);
+    const auto best = rank(p, kernel_index().kernels(p), h100_facts(), 1);
+    EXPECT_GT(best[0].launch.cluster_k * best[0].launch.split_k + (best[0].launch.stream_k ? 1 : 0),
+              1)
+        << config_id(best[0].entry->id, 128, best[0].launch);
+  }
+}
+
+TEST(SelectModel, ManyTokensTakeWideTokenTiles) {
+  for (const std::int64_t m : {2048, 4096, 8192}) {
+    const Problem p = problem(m, 28672, 4096);
+    const auto best = rank(p, kernel_index().kernels(p), h100_facts(), 1);
+    EXPECT_GE(best[0].entry->config.tile_m, 192)
+        << config_id(best[0].entry->id, 128, best[0].launch);
+    // 2·M·N·K at 650 to 860 TFLOP/s, what drafts and ceilings span.
+    const double tflops =
+        2.0 * static_cast<double>(p.m) * 28672 * 4096 / 1e6 / best[0].estimate.total_us;
+    EXPECT_GT(tflops, 650);
+    EXPECT_LT(tflops, 860);
+  }
+}
+
+TEST(SelectModel, EstimatesComeNearTheDrafts) {
+  struct Measured {
+    std::int64_t m, n, k;
+    double us;
+  };
+  // Best tiled drafts on an H100, fp16 g128 with PDL.
+  for (const Measured& d : {Measured{64, 4096, 4096, 10.2}, Measured{128, 4096, 4096, 12.9},
+                            Measured{64, 8192, 8192, 21.0}, Measured{128, 8192, 8192, 29.3},
+                            Measured{256, 4096, 14336, 46.8}, Measured{1024, 4096, 4096, 45.5},
+                            Measured{1024, 4096, 14336, 151}, Measured{1024, 28672, 4096, 320}}) {
+    const Problem p = problem(d.m, d.n, d.k);
+    const double us = rank(p, kernel_index().kernels(p), h100_facts(), 1)[0].estimate.total_us;
+    EXPECT_GT(us, d.us * 0.7) << show(p);
+    EXPECT_LT(us, d.us * 1.4) << show(p);
+  }
+}
+
+}  // namespace
+}  // namespace mixgemm::select
