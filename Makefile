@@ -26,6 +26,7 @@ say_what = @$(if $(NVCC),echo "make: CUDA compiler $(NVCC)",\
 help:
 	@sed -n '3,6s/^# *//p' $(firstword $(MAKEFILE_LIST))
 	@echo "make bundle    static programs under build/bundle, to carry to a GPU machine"
+	@echo "make budget    what building every kernel costs, against the budget in the manifest"
 	@echo "make asan tsan fuzz-smoke    the tests under sanitizers; a minute of fuzzing"
 	@echo "make format format-check     clang-format 14 on all C++, C and CUDA files"
 	@echo "make clean     remove build/"
@@ -54,7 +55,16 @@ test: build
 test-all: bootstrap
 	$(say_what)
 	$(call build,$(PRESET_ALL))
+ifneq ($(NVCC),)
+	@tools/bootstrap.sh sass
+	tools/static_checks.py build/$(PRESET_ALL) --sass
+endif
 	ctest --preset $(PRESET_ALL) -j $(JOBS)
+
+# Every kernel of the manifest, built from nothing and held against the manifest's budget.
+.PHONY: budget
+budget: bootstrap
+	tools/check_budget.py -j $(JOBS)
 
 .PHONY: bundle
 bundle: bootstrap

@@ -66,8 +66,9 @@ if(MIXGEMM_CCACHE)
   list(APPEND CMAKE_CUDA_COMPILER_LAUNCHER ${MIXGEMM_CCACHE})
 endif()
 
-# CMake 3.25 passes no -std=c++20 to nvcc 13, so it is a flag of ours.
-set(MIXGEMM_CUDA_FLAGS -std=c++20 -O3 --expt-relaxed-constexpr -Xptxas=-v)
+# CMake 3.25 passes no -std=c++20 to nvcc 13, so it is a flag of ours. Compressed device code takes a
+# fifth of the space (measured: 99 instead of 468 KB for five kernels).
+set(MIXGEMM_CUDA_FLAGS -std=c++20 -O3 --expt-relaxed-constexpr -Xptxas=-v -Xfatbin=-compress-all)
 set(MIXGEMM_SM90_FLAGS -gencode=arch=compute_90a,code=sm_90a)
 target_compile_options(mixgemm_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:${MIXGEMM_CUDA_FLAGS};$<$<BOOL:${MIXGEMM_WERROR}>:-Werror=all-warnings>>")

