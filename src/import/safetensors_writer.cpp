@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+// SafetensorsWriter: lays tensors out so that each is aligned, writes them in any order, and makes
+// the files appear at the end.
+#include <algorithm>
+#include <bit>
+#include <filesystem>
+#include <optional>
+#include <unordered_map>
+#include <utility>
+
+#include "import/errors.hpp"
+#include "import/output_file.hpp"
+#include "import/safetensors_header.hpp"
+#include "mixgemm/checkpoint.hpp"
+
+namespace mixgemm {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// The data section begins at a multiple of this, one plane of packed codes.
+constexpr std::uint64_t kDataAlignment = 512;
+
+constexpr std::uint64_t round_up(std::uint64_t value, std::uint64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+/// The largest power of two, up to kDataAlignment, that divides the size. Tensors are laid out in
+/// falling order of it, so that each begins at a multiple of its own: packed codes at 512 bytes,
+/// every tensor at its element size, without the holes that the format forbids.
+std::uint64_t natural_alignment(std::uint64_t bytes) {
+  return std::uint64_t{1} << std::countr_zero(bytes | kDataAlignment);
+}
+
+/// model.safetensors → model-00002-of-00003.safetensors.
+std::string shard_path(const std::string& path, std::size_t index, std::size_t count) {
+  constexpr std::string_view kSuffix = ".safetensors";
+  const bool has_suffix = path.ends_with(kSuffix);
+  const std::string_view stem =
+      has_suffix ? std::string_view(path).substr(0, path.size() - kSuffix.size()) : path;
+  return fmt::format("{}-{:05}-of-{:05}{}", stem, index + 1, count, has_suffix ? kSuffix : "");
+}
+
+struct Declared {
+  TensorInfo info;
+  std::uint64_t written = 0;
+};
+
+/// One file to be.
+struct OutputShard {
+  OutputFile file;
+  std::vector<TensorInfo> tensors;  // in the order of their bytes
+  std::uint64_t data_begin = 0;
+  std::uint64_t file_bytes = 0;
+};
+
+}  // namespace
+
+class SafetensorsWriter::Impl {
+ public:
+  enum class State { declaring, writing, closed };
+
+  /// The state that a call needs, or why it can't be.
+  Status require(State wanted, std::string_view call) const {
+    if (!failed.ok()) return failed;
+    if (state == wanted) return {};
+    const char* now = state == State::declaring ? "before begin()"
+                      : state == State::writing ? "after begin()"
+                                                : "after finish() or abandon()";
+    return failure(StatusCode::invalid_argument, "{}: {} isn't allowed {}", path, call, now);
+  }
+
+  /// Remembers a failure of the system, which ends the writing: the file couldn't be whole.
+  Status fail(Status status) {
+    failed = status;
+    outputs.clear();
+    return status;
+  }
+
+  Status begin();
+  Status append(const std::string& name, const void* data, std::size_t bytes);
+  Status finish();
+
+  std::string path;
+  WriteOptions options;
+  State state = State::declaring;
+  Status failed;
+  std::optional<OutputFile> first;  // created early, so that a bad path shows early
+  std::vector<Declared> tensors;    // in order of declaration
+  std::unordered_map<std::string, std::size_t> by_name;
+  std::map<std::string, std::string> metadata;
+  std::vector<OutputShard> outputs;
+};
+
+Status SafetensorsWriter::Impl::begin() {
+  if (Status status = require(State::declaring, "begin()"); !status.ok()) return status;
+  // Which tensor goes to which shard: in order of declaration, a new one when the last is full.
+  std::vector<std::vector<std::size_t>> shards(1);
+  std::uint64_t filled = 0;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const std::uint64_t bytes = tensors[i].info.size_bytes();
+    const bool full = options.max_shard_bytes > 0 && bytes > options.max_shard_bytes - filled;
+    if (full && !shards.back().empty()) {
+      shards.emplace_back();
+      filled = 0;
+    }
+    shards.back().push_back(i);
+    filled = std::min(filled + bytes, options.max_shard_bytes);
+  }
+  if (shards.size() > 1) {  // the file created early was to be the only one
+    first.reset();
+    if (std::error_code error; fs::exists(path, error)) {
+      return fail(failure(StatusCode::invalid_argument,
+                          "cannot write {} shards: {} must not exist, it would be read instead of "
+                          "their index",
+                          shards.size(), path));
+    }
+  }
+  for (std::size_t s = 0; s < shards.size(); ++s) {
+    if (!first) {
+      auto created = OutputFile::create(shard_path(path, s, shards.size()));
+      if (!created.ok()) return fail(created.status());
+      first = *std::move(created);
+    }
+    std::vector<std::size_t>& members = shards[s];
+    std::stable_sort(members.begin(), members.end(), [&](std::size_t a, std::size_t b) {
+      return natural_alignment(tensors[a].info.size_bytes()) >
+             natural_alignment(tensors[b].info.size_bytes());
+    });
+    OutputShard output{std::move(*first), {}, 0, 0};
+    first.reset();
+    std::uint64_t offset = 0;
+    for (const std::size_t i : members) {
+      TensorInfo& info = tensors[i].info;
+      const std::uint64_t bytes = info.size_bytes();
+      info.begin = offset;
+      if (__builtin_add_overflow(offset, bytes, &offset) || offset > (std::uint64_t{1} << 62)) {
+        return fail(failure(StatusCode::invalid_argument,
+                            "{}: the file must be smaller than 2^62 bytes; tensor {} exceeds it",
+                            path, in_quotes(info.name)));
+      }
+      info.end = offset;
+      info.shard = static_cast<int>(s);
+      output.tensors.push_back(info);
+    }
+    const std::uint64_t header_bytes = format_safetensors_header(output.tensors, metadata).size();
+    output.data_begin = round_up(kHeaderLengthBytes + header_bytes, kDataAlignment);
+    if (output.data_begin - kHeaderLengthBytes > kMaxHeaderBytes) {
+      return fail(failure(StatusCode::invalid_argument,
+                          "{}: the header must have at most {} bytes; got {}", path,
+                          kMaxHeaderBytes, header_bytes));
+    }
+    output.file_bytes = output.data_begin + offset;
+    if (Status status = output.file.resize(output.file_bytes); !status.ok()) return fail(status);
+    outputs.push_back(std::move(output));
+  }
+  state = State::writing;
+  return {};
+}
+
+Status SafetensorsWriter::Impl::append(const std::string& name, const void* data,
+                                       std::size_t bytes) {
+  if (state == State::declaring && failed.ok()) {
+    if (Status status = begin(); !status.ok()) return status;
+  }
+  if (Status status = require(State::writing, "writing"); !status.ok()) return status;
+  const auto it = by_name.find(name);
+  if (it == by_name.end()) {
+    return failure(StatusCode::not_found, "{}: tensor {} must be declared before it is written",
+                   path, in_quotes(name));
+  }
+  Declared& tensor = tensors[it->second];
+  if (bytes > tensor.info.size_bytes() - tensor.written) {
+    return failure(StatusCode::invalid_argument,
+                   "{}: tensor {}: must get {} bytes in all; got {} after {}", path,
+                   in_quotes(name), tensor.info.size_bytes(), bytes, tensor.written);
+  }
+  OutputShard& output = outputs[static_cast<std::size_t>(tensor.info.shard)];
+  const std::uint64_t offset = output.data_begin + tensor.info.begin + tensor.written;
+  if (Status status = output.file.write_at(offset, data, bytes); !status.ok()) return fail(status);
+  tensor.written += bytes;
+  return {};
+}
+
+Status SafetensorsWriter::Impl::finish() {
+  if (state == State::declaring && failed.ok()) {
+    if (Status status = begin(); !status.ok()) return status;
+  }
+  if (Status status = require(State::writing, "finish()"); !status.ok()) return status;
+  for (const Declared& tensor : tensors) {
+    if (tensor.written != tensor.info.size_bytes()) {
+      return failure(StatusCode::invalid_argument,
+                     "{}: tensor {} must be written before finish(); got {} of {} bytes", path,
+                     in_quotes(tensor.info.name), tensor.written, tensor.info.size_bytes());
+    }
+  }
+  for (OutputShard& output : outputs) {
+    std::string header(kHeaderLengthBytes, '\0');
+    for (std::uint64_t i = 0; i < kHeaderLengthBytes; ++i) {
+      header[i] = static_cast<char>((output.data_begin - kHeaderLengthBytes) >> (8 * i) & 0xff);
+    }
+    header += format_safetensors_header(output.tensors, metadata);
+    header.resize(output.data_begin, ' ');
+    if (Status s = output.file.write_at(0, header.data(), header.size()); !s.ok()) return fail(s);
+    if (Status s = output.file.flush(); !s.ok()) return fail(s);
+  }
+  if (outputs.size() > 1) {
+    std::map<std::string, std::string> files;
+    std::uint64_t total_bytes = 0;
+    for (const OutputShard& output : outputs) {
+      const std::string file = fs::path(output.file.target()).filename().string();
+      for (const TensorInfo& tensor : output.tensors) {
+        files[tensor.name] = file;
+        total_bytes += tensor.size_bytes();
+      }
+    }
+    const std::string text = format_safetensors_index(files, total_bytes);
+    auto index = OutputFile::create(path + ".index.json");
+    if (!index.ok()) return fail(index.status());
+    if (Status s = index->resize(text.size()); !s.ok()) return fail(s);
+    if (Status s = index->write_at(0, text.data(), text.size()); !s.ok()) return fail(s);
+    if (Status s = index->flush(); !s.ok()) return fail(s);
+    outputs.push_back({*std::move(index), {}, 0, 0});
+  }
+  for (OutputShard& output : outputs) {  // the index is last
+    if (Status s = output.file.publish(); !s.ok()) return fail(s);
+  }
+  outputs.clear();
+  state = State::closed;
+  return {};
+}
+
+SafetensorsWriter::SafetensorsWriter(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+SafetensorsWriter::~SafetensorsWriter() = default;
+SafetensorsWriter::SafetensorsWriter(SafetensorsWriter&&) noexcept = default;
+SafetensorsWriter& SafetensorsWriter::operator=(SafetensorsWriter&&) noexcept = default;
+
+Result<SafetensorsWriter> SafetensorsWriter::create(const std::string& path,
+                                                    const WriteOptions& options) {
+  auto file = OutputFile::create(path);
+  if (!file.ok()) return file.status();
+  auto impl = std::make_unique<Impl>();
+  impl->path = path;
+  impl->options = options;
+  impl->first = *std::move(file);
+  return SafetensorsWriter(std::move(impl));
+}
+
+Status SafetensorsWriter::declare(const std::string& name, std::string_view dtype,
+                                  const std::vector<std::int64_t>& shape) {
+  if (Status s = impl_->require(Impl::State::declaring, "declare()"); !s.ok()) return s;
+  if (name.empty() || name == kMetadataKey || !is_utf8(name)) {
+    return failure(StatusCode::invalid_argument,
+                   "{}: a tensor name must be UTF-8, not empty and not __metadata__; got {}",
+                   impl_->path, in_quotes(name));
+  }
+  for (const std::int64_t dim : shape) {
+    if (dim < 1) {
+      return failure(StatusCode::invalid_argument,
+                     "{}: tensor {}: every dimension must be at least 1; got shape [{}]",
+                     impl_->path, in_quotes(name), fmt::join(shape, ", "));
+    }
+  }
+  const Result<std::uint64_t> bytes = tensor_bytes(name, dtype, shape, impl_->path);
+  if (!bytes.ok()) return failure(StatusCode::invalid_argument, "{}", bytes.status().message());
+  if (!impl_->by_name.emplace(name, impl_->tensors.size()).second) {
+    return failure(StatusCode::invalid_argument, "{}: tensor {} is declared twice", impl_->path,
+                   in_quotes(name));
+  }
+  impl_->tensors.push_back({{name, std::string(dtype), shape, 0, *bytes, 0}, 0});
+  return {};
+}
+
+Status SafetensorsWriter::set_metadata(const std::string& key, const std::string& value) {
+  if (Status status = impl_->failed; !status.ok()) return status;
+  if (!is_utf8(key) || !is_utf8(value)) {
+    return failure(StatusCode::invalid_argument, "{}: metadata must be UTF-8; key {} isn't",
+                   impl_->path, in_quotes(key));
+  }
+  if (impl_->state == Impl::State::declaring) {
+    impl_->metadata[key] = value;
+    return {};
+  }
+  if (Status s = impl_->require(Impl::State::writing, "set_metadata()"); !s.ok()) return s;
+  const auto it = impl_->metadata.find(key);
+  // Lengths are those of the JSON text, but equal kinds of text (a checksum) are what it is for.
+  const auto width = [](const std::string& text) {
+    return format_safetensors_header({}, {{"", text}}).size();
+  };
+  if (it == impl_->metadata.end() || width(it->second) != width(value)) {
+    return failure(StatusCode::invalid_argument,
+                   "{}: after begin(), metadata may only be replaced by a value of equal length; "
+                   "got {} for key {}",
+                   impl_->path, in_quotes(value), in_quotes(key));
+  }
+  it->second = value;
+  return {};
+}
+
+Status SafetensorsWriter::begin() { return impl_->begin(); }
+
+Status SafetensorsWriter::append(const std::string& name, const void* data, std::size_t bytes) {
+  return impl_->append(name, data, bytes);
+}
+
+Status SafetensorsWriter::write(const std::string& name, const void* data, std::size_t bytes) {
+  const auto it = impl_->by_name.find(name);
+  if (it != impl_->by_name.end()) {
+    const Declared& tensor = impl_->tensors[it->second];
+    if (tensor.written != 0 || bytes != tensor.info.size_bytes()) {
+      return failure(StatusCode::invalid_argument,
+                     "{}: tensor {}: must be written once, with {} bytes; got {} after {}",
+                     impl_->path, in_quotes(name), tensor.info.size_bytes(), bytes, tensor.written);
+    }
+  }
+  return impl_->append(name, data, bytes);
+}
+
+Status SafetensorsWriter::finish() { return impl_->finish(); }
+
+void SafetensorsWriter::abandon() {
+  impl_->first.reset();
+  impl_->outputs.clear();
+  impl_->state = Impl::State::closed;
+}
+
+}  // namespace mixgemm
