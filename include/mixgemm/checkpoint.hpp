@@ -113,7 +113,8 @@ struct WriteOptions {
 /// disk and renamed by finish(): the target appears whole or not at all, and what was there before
 /// stays until then. Without finish() the temporary is removed. An existing target is replaced
 /// unless it is a directory or write-protected; a link's target is replaced, not the link.
-/// After a failure every call but abandon() returns the same failure. Not thread-safe.
+/// A call that breaks a rule changes nothing; after io_error every call but abandon() returns the
+/// same failure. Not thread-safe.
 class MIXGEMM_API SafetensorsWriter {
  public:
   /// Fails with io_error or not_found when the directory isn't there or isn't writable.

@@ -30,6 +30,10 @@ void sync_directory_of(const std::string& path) {
 }  // namespace
 
 Result<OutputFile> OutputFile::create(const std::string& target) {
+  if (!fs::path(target).has_filename()) {
+    return failure(StatusCode::invalid_argument, "an output path must name a file; got {}",
+                   in_quotes(target));
+  }
   std::string resolved = target;
   std::error_code error;
   if (fs::is_symlink(target, error)) {

@@ -74,13 +74,13 @@ Status PackedCheckpoint::Impl::add_layer(const std::string& name, std::string_vi
                      in_quotes(tensor_name));
     }
     if (tensor->dtype != part.dtype || tensor->shape != part.shape) {
-      return failure(StatusCode::corrupt_data,
-                     "{}: tensor {}: n {}, k {}, {}, group_size {}, zero {}, scale_type {} must "
-                     "have {} [{}]; got {} [{}]",
-                     where(name), in_quotes(tensor_name), layer.n, layer.k,
-                     to_string(layer.spec.type), layer.spec.group_size, to_string(layer.spec.zero),
-                     to_string(layer.spec.scale_type), part.dtype, fmt::join(part.shape, ", "),
-                     tensor->dtype, fmt::join(tensor->shape, ", "));
+      return failure(
+          StatusCode::corrupt_data,
+          "{}: tensor {}: n {}, k {}, weight_type {}, group_size {}, zero {}, scale_type {} must "
+          "have {} [{}]; got {} [{}]",
+          where(name), in_quotes(tensor_name), layer.n, layer.k, to_string(layer.spec.type),
+          layer.spec.group_size, to_string(layer.spec.zero), to_string(layer.spec.scale_type),
+          part.dtype, fmt::join(part.shape, ", "), tensor->dtype, fmt::join(tensor->shape, ", "));
     }
     layer.size_bytes += tensor->size_bytes();
   }

@@ -68,7 +68,8 @@ TEST(Disk, MissingDirectoryOrFileInItsPlace) {
                  {"must be a regular file; got a directory"});
   expect_failure(SafetensorsWriter::create("/dev/null").status(), StatusCode::io_error,
                  {"must be a regular file; got a device"});
-  EXPECT_FALSE(SafetensorsWriter::create("").ok());
+  expect_failure(SafetensorsWriter::create("").status(), StatusCode::invalid_argument,
+                 {"must name a file; got \"\""});
 }
 
 TEST(Disk, WriteProtectedTargetStays) {
