@@ -189,6 +189,7 @@ class Manifest:
     sets: dict  # name -> list of kernel-id patterns
     epilogues: dict  # name -> {"header": ..., "functor": ...}
     budget: dict
+    added: frozenset = frozenset()  # ids of rows that extra manifests add: they are in every set
 
 
 def check_keys(table, where, required, optional=()):
@@ -290,6 +291,20 @@ def load_manifest(path):
     return Manifest(path, kernels, sets, data["epilogues"], data.get("budget", {}))
 
 
+def add_manifest(manifest, extra):
+    """The rows and epilogues of both."""
+    taken = {kernel.id for kernel in manifest.kernels}
+    for kernel in extra.kernels:
+        if kernel.id in taken:
+            raise ManifestError(f"{extra.path}: {kernel.id} is already in {manifest.path}")
+    for name, epilogue in extra.epilogues.items():
+        if manifest.epilogues.setdefault(name, epilogue) != epilogue:
+            raise ManifestError(f"{extra.path}: epilogue {name!r} is already in {manifest.path}")
+    return dataclasses.replace(
+        manifest, kernels=sorted(manifest.kernels + extra.kernels, key=family_order),
+        added=manifest.added | {kernel.id for kernel in extra.kernels})
+
+
 # --- Selection -----------------------------------------------------------------------------------
 
 def matches(value, patterns):
@@ -304,7 +319,7 @@ def select(manifest, options):
     kernels = [
         kernel for kernel in manifest.kernels
         if kernel.arch in options.arch
-        and matches(kernel.id, manifest.sets[options.variants])
+        and (kernel.id in manifest.added or matches(kernel.id, manifest.sets[options.variants]))
         and matches(kernel.id, options.kernel) and matches(kernel.act, options.dtype)
         and matches(kernel.weight, options.weight) and matches(kernel.quant, options.quant)
         and matches(kernel.schedule, options.schedule) and matches(kernel.epilogue, options.epilogue)
@@ -540,6 +555,8 @@ def parse_options(arguments):
     parser.add_argument("--manifest", type=pathlib.Path, default=MANIFEST,
                         help="list of kernels (default: kernels/manifest.toml); headers that it "
                              "names are looked for beside it too")
+    parser.add_argument("--extra-manifest", type=pathlib.Path, action="append", default=[],
+                        metavar="FILE", help="add another list's kernels to whichever set is chosen")
     for name, example in (("dtype", "f16"), ("weight", "i4"), ("quant", "g,gz"), ("schedule", "coop"),
                           ("tile", "128x256x64 or 't*_pp'"), ("epilogue", "standard"),
                           ("kernel", "'sm90_f16_*'")):
@@ -562,6 +579,8 @@ def main(arguments=None):
     options = parse_options(arguments)
     try:
         manifest = load_manifest(options.manifest)
+        for path in options.extra_manifest:
+            manifest = add_manifest(manifest, load_manifest(path))
         kernels = select(manifest, options)
         if options.list:
             for kernel in kernels:
@@ -570,7 +589,8 @@ def main(arguments=None):
             print_cost(kernels, sys.stdout)
         if options.list or options.dry_run:
             return 0
-        search = [ROOT / "kernels", ROOT / "include", options.manifest.resolve().parent]
+        search = [ROOT / "kernels", ROOT / "include"]
+        search += [path.resolve().parent for path in (options.manifest, *options.extra_manifest)]
         files = generated_files(manifest, kernels, not options.no_headers, search)
         written, deleted = write_tree(options.output, files)
     except ManifestError as error:

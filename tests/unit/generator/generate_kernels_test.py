@@ -129,6 +129,16 @@ class Output(InScratch):
         self.assertIn("struct sm90_f16_i4_g_t64x32x64_pp_clamp {", unit)
         self.assertTrue((self.out / "include/clamp.cuh").is_file())
 
+    def test_an_extra_manifest_adds_to_every_set(self):
+        extra = ROOT / "examples/custom_epilogue/manifest.toml"
+        for variants in ("minimal", "all"):
+            self.generate("--variants", variants, "--extra-manifest", extra)
+            self.assertTrue((self.out / "sm90_bf16_i4_g_coop_softcap.cu").is_file())
+            self.assertTrue((self.out / "include/softcap.cuh").is_file())
+        code, _, err = run("--manifest", self.manifest, "--extra-manifest", self.manifest, "--list")
+        self.assertEqual(code, 1)
+        self.assertIn("is already in", err)
+
     def test_architecture_without_kernels_gives_an_empty_registry(self):
         self.generate("-a", "75")
         self.assertIn("return {};", (self.out / "registry.cpp").read_text())
