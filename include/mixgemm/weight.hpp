@@ -20,7 +20,8 @@ namespace mixgemm {
 /// Version of the packed layout and of its file header. A reader refuses any other.
 inline constexpr int kPackedFormatVersion = 1;
 
-/// Called now and then from a worker during long work, with a fraction in [0, 1]. Optional.
+/// Called now and then during long work with a fraction in [0, 1] that never decreases, the last
+/// time with 1 on success. From a worker thread, one call at a time; must not throw. Optional.
 using Progress = std::function<void(double fraction)>;
 
 /// A quantized weight, independent of any checkpoint or kernel: what import produces and pack eats.
@@ -49,8 +50,12 @@ struct QuantizeOptions {
 
 /// Quantizes a dense weight by rounding to nearest; deterministic for any number of threads.
 /// w: [N, K] row-major with leading dimension ldw ≥ K, in elements of `type` (f16, bf16 or f32).
+/// none: codes −7 … 7 (−127 … 127) around the implicit zero, −8 (−128) where clipping leads there;
+/// integer: an exact 0 stays exactly 0; scaled: the zero is whatever 16-bit float fits best. A
+/// scale is rounded to the scale type before codes are computed; it is 0 only where all weights are
+/// equal (none, integer: zero), and else at least the smallest fp16 or the smallest normal bf16.
 /// Fails on non-finite weights (names row and column), on N or K < 1, on an unknown group size, and
-/// where a scale doesn't fit the scale type.
+/// where a scale or scaled zero doesn't fit the scale type (names row and group).
 MIXGEMM_API Result<CanonicalWeight> quantize(const void* w, DataType type, std::int64_t n,
                                              std::int64_t k, std::int64_t ldw,
                                              const QuantizeOptions& options);

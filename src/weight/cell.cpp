@@ -27,31 +27,37 @@ inline U8 load(const std::uint8_t* from) {
 
 inline void store(std::uint8_t* to, U8 value) { std::memcpy(to, &value, sizeof(value)); }
 
+// Every shuffle is spelled as one of two vectors that SSE2 has: g++ turns others into byte moves.
+
+inline U8 low_halves(U8 a, U8 b) {
+  return reinterpret_cast<U8>(
+      __builtin_shufflevector(reinterpret_cast<U64>(a), reinterpret_cast<U64>(b), 0, 2));
+}
+
+inline U8 high_halves(U8 a, U8 b) {
+  return reinterpret_cast<U8>(
+      __builtin_shufflevector(reinterpret_cast<U64>(a), reinterpret_cast<U64>(b), 1, 3));
+}
+
 // 4×4 transposition of words. A row pair's vectors hold one word slot of four lanes each; the cell
 // wants the four slots of one lane side by side. It is its own inverse.
 inline void transpose(U8 (&v)[4]) {
   const auto low = [](U8 a, U8 b) {
-    return __builtin_shufflevector(reinterpret_cast<U32>(a), reinterpret_cast<U32>(b), 0, 4, 1, 5);
+    return reinterpret_cast<U8>(
+        __builtin_shufflevector(reinterpret_cast<U32>(a), reinterpret_cast<U32>(b), 0, 4, 1, 5));
   };
   const auto high = [](U8 a, U8 b) {
-    return __builtin_shufflevector(reinterpret_cast<U32>(a), reinterpret_cast<U32>(b), 2, 6, 3, 7);
-  };
-  const auto low_half = [](U32 a, U32 b) {
     return reinterpret_cast<U8>(
-        __builtin_shufflevector(reinterpret_cast<U64>(a), reinterpret_cast<U64>(b), 0, 2));
+        __builtin_shufflevector(reinterpret_cast<U32>(a), reinterpret_cast<U32>(b), 2, 6, 3, 7));
   };
-  const auto high_half = [](U32 a, U32 b) {
-    return reinterpret_cast<U8>(
-        __builtin_shufflevector(reinterpret_cast<U64>(a), reinterpret_cast<U64>(b), 1, 3));
-  };
-  const U32 low01 = low(v[0], v[1]);
-  const U32 low23 = low(v[2], v[3]);
-  const U32 high01 = high(v[0], v[1]);
-  const U32 high23 = high(v[2], v[3]);
-  v[0] = low_half(low01, low23);
-  v[1] = high_half(low01, low23);
-  v[2] = low_half(high01, high23);
-  v[3] = high_half(high01, high23);
+  const U8 low01 = low(v[0], v[1]);
+  const U8 low23 = low(v[2], v[3]);
+  const U8 high01 = high(v[0], v[1]);
+  const U8 high23 = high(v[2], v[3]);
+  v[0] = low_halves(low01, low23);
+  v[1] = high_halves(low01, low23);
+  v[2] = low_halves(high01, high23);
+  v[3] = high_halves(high01, high23);
 }
 
 // Rows g and g + 8 belong to the same four lanes 4g + c; their 16 bytes of a k16 step become
@@ -62,15 +68,23 @@ inline void transpose(U8 (&v)[4]) {
 //         (g+8, 8h+2c), (g+8, 8h+2c+1). So: interleave the rows by pairs of bytes.
 
 inline U8 merge_int4(U8 row, U8 row8) {
-  const U8 both = row | (row8 << 4);
-  return __builtin_shufflevector(both, both, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+  // In 16-bit lanes, because bytes have no shift; row8's codes are < 16, so nothing crosses bytes.
+  const U8 both = row | reinterpret_cast<U8>(reinterpret_cast<U16>(row8) << 4);
+  return __builtin_shufflevector(both, high_halves(both, both), 0, 16, 1, 17, 2, 18, 3, 19, 4, 20,
+                                 5, 21, 6, 22, 7, 23);
 }
 
-inline void split_int4(U8 merged, U8& row, U8& row8) {
-  const U8 both =
-      __builtin_shufflevector(merged, merged, 0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-  row = both & 0x0f;
-  row8 = both >> 4;
+// Two steps at a time: bytes at even places are columns 0..7 of both, at odd places 8..15.
+inline void split_int4(const U8 (&merged)[2], U8 (&row)[2], U8 (&row8)[2]) {
+  const U8 even = __builtin_shufflevector(merged[0], merged[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18,
+                                          20, 22, 24, 26, 28, 30);
+  const U8 odd = __builtin_shufflevector(merged[0], merged[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19,
+                                         21, 23, 25, 27, 29, 31);
+  const U8 both[2] = {low_halves(even, odd), high_halves(even, odd)};
+  for (int i = 0; i < 2; ++i) {
+    row[i] = both[i] & 0x0f;
+    row8[i] = reinterpret_cast<U8>(reinterpret_cast<U16>(both[i]) >> 4) & 0x0f;
+  }
 }
 
 inline U8 merge_int8_low(U8 row, U8 row8) {
@@ -123,11 +137,13 @@ void unpack_int4(const std::uint8_t* cell, std::uint8_t* rows, std::ptrdiff_t st
     U8 slots[4];
     for (int c = 0; c < 4; ++c) slots[c] = load(cell + kRowPairBytes * g + 16 * c);
     transpose(slots);
-    for (int step = 0; step < 4; ++step) {
-      U8 a, b;
-      split_int4(slots[step], a, b);
-      store(row + 16 * step, a);
-      store(row8 + 16 * step, b);
+    for (int step = 0; step < 4; step += 2) {
+      U8 a[2], b[2];
+      split_int4({slots[step], slots[step + 1]}, a, b);
+      for (int i = 0; i < 2; ++i) {
+        store(row + 16 * (step + i), a[i]);
+        store(row8 + 16 * (step + i), b[i]);
+      }
     }
   }
 }

@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
+#include <algorithm>
 #include <limits>
 
 #include "layout/packed.hpp"
@@ -28,10 +28,15 @@ Status check_length(std::string_view what, std::size_t length, std::int64_t expe
 // Index of the first non-finite 16-bit float, or -1.
 std::int64_t first_nonfinite(const std::vector<std::uint16_t>& values, DataType type) {
   const std::uint16_t exponent = type == DataType::bf16 ? 0x7f80 : 0x7c00;
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    if ((values[i] & exponent) == exponent) return static_cast<std::int64_t>(i);
+  // All of them first, without a way out of the loop, which the compiler then vectorizes.
+  std::uint16_t largest = 0;
+  for (const std::uint16_t value : values) {
+    largest = std::max(largest, static_cast<std::uint16_t>(value & exponent));
   }
-  return -1;
+  if (largest != exponent) return -1;
+  std::int64_t at = 0;
+  while ((values[at] & exponent) != exponent) ++at;
+  return at;
 }
 
 Status check_finite(std::string_view what, const std::vector<std::uint16_t>& values,

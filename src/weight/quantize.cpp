@@ -135,8 +135,12 @@ class ProgressMeter {
   void add(std::int64_t done) {
     done_.fetch_add(done, std::memory_order_relaxed);
     if (!progress_) return;
-    std::unique_lock lock(mutex_, std::try_to_lock);
+    const std::unique_lock lock(mutex_, std::try_to_lock);
     if (lock) progress_(static_cast<double>(done_.load()) / static_cast<double>(total_));
+  }
+  /// The last word, which add() may have skipped.
+  void finish() {
+    if (progress_) progress_(1.0);
   }
 
  private:
@@ -196,6 +200,10 @@ Status check_arguments(const void* w, DataType type, std::int64_t n, std::int64_
     return Status(StatusCode::invalid_argument,
                   fmt::format("ldw must be at least K = {}; got {}", k, ldw));
   }
+  if (std::int64_t bytes = 0; __builtin_mul_overflow(ldw, n * bytes_of(type), &bytes)) {
+    return Status(StatusCode::invalid_argument,
+                  fmt::format("N = {} rows of ldw = {} do not fit the address space", n, ldw));
+  }
   if (w == nullptr) return Status(StatusCode::invalid_argument, "the weight's pointer is null");
   return {};
 }
@@ -228,8 +236,9 @@ Status quantize_panels(const Dense& dense, const QuantizeOptions& options, const
       if (result.nonfinite != 0) nonfinite.store(true, std::memory_order_relaxed);
       if (const auto bad = result.scale_overflow | result.zero_overflow; bad != 0) {
         const int r = std::countr_zero(bad);
+        // The scale follows from the zero, so where both are too large the zero is the reason.
         overflow.note(panel.strip * kStripRows + r, index,
-                      (result.scale_overflow >> r & 1u) != 0 ? "scale" : "scaled zero");
+                      (result.zero_overflow >> r & 1u) != 0 ? "scaled zero" : "scale");
       }
       group(panel, index, result);
     }
@@ -251,7 +260,9 @@ Status quantize_panels(const Dense& dense, const QuantizeOptions& options, const
                   fmt::format("no memory to quantize 16 rows of {} weights", panels.span()));
   }
   if (nonfinite.load()) return nonfinite_status(kernels, dense);
-  return overflow.status(options.spec.scale_type);
+  if (Status status = overflow.status(options.spec.scale_type); !status.ok()) return status;
+  progress.finish();
+  return {};
 }
 
 }  // namespace

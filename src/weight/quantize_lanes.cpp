@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 
 #include "util/half.hpp"
 
@@ -34,10 +35,21 @@ using Bits = hn::RebindToUnsigned<Floats>;
 using Ints = hn::RebindToSigned<Floats>;
 using Vec = hn::Vec<Floats>;
 
-// Clipping ratios of the search: 1, 1 − 1/40, … down to 21/40. A Gaussian group of 128 int4 codes
-// is best at about 0.8, so the range ends well below.
-constexpr int kMaxCandidates = 20;
-constexpr float kRatioStep = 1.0f / 40;
+// Clipping ratios that the search tries: first the coarse ones, then steps around each row's best.
+struct Ratios {
+  float coarse[9];
+  float fine_steps[4];
+};
+// A Gaussian group of 128 int4 codes is best at about 0.8; a whole row with outliers may want 0.3.
+// The result is within 1.5 % of the error that ratios in steps of 0.005 reach.
+constexpr Ratios kRatiosInt4 = {{1.0f, 0.9f, 0.8f, 0.7f, 0.6f, 0.5f, 0.4f, 0.3f, 0.2f},
+                                {-0.05f, -0.025f, 0.025f, 0.05f}};
+// With 255 steps clipping rarely pays; what pays is a scale that suits the group's extremes, such
+// as a negative one at code 0 (ratio 127/128).
+constexpr Ratios kRatiosInt8 = {{1.0f, 0.9925f, 0.985f, 0.9775f, 0.97f, 0.9f, 0.8f, 0.65f, 0.5f},
+                                {-0.00375f, -0.001875f, 0.001875f, 0.00375f}};
+constexpr int kNumCoarse = std::size(kRatiosInt4.coarse);
+constexpr int kNumFine = std::size(kRatiosInt4.fine_steps);
 
 // k evaluated for all candidates before going on: 8 KB of fp32, which stay in the L1 cache.
 constexpr std::int64_t kChunk = 128;
@@ -46,18 +58,20 @@ constexpr std::int64_t kChunk = 128;
 // and between the two the integer sits in the low bits.
 constexpr float kRoundMagic = 0x1p23f;
 
-// What turns weights into codes: q = clamp(round((w + pre) / scale + post)). Only one of pre and
-// post is ever nonzero: a scaled zero must be added before the division, where it cancels exactly.
+// One way to quantize the group, row by row.
 struct Candidate {
+  alignas(64) float ratio[kQuantizeLanes];  // of the weights' range that codes reach
   alignas(64) float scale[kQuantizeLanes];
   alignas(64) float zero[kQuantizeLanes];
-  alignas(64) float inverse[kQuantizeLanes];  // 0 for a group without extent
+  alignas(64) float inverse[kQuantizeLanes];  // 1 / scale; 0 for a row without extent
   alignas(64) float error[kQuantizeLanes];    // Σ (code − exact code)²
   alignas(64) float weight[kQuantizeLanes];   // of the error: (scale / unclipped scale)², or +inf
 };
 
+// Smallest and largest weight of each row.
 struct Range {
-  Vec low, high;
+  alignas(64) float low[kQuantizeLanes];
+  alignas(64) float high[kQuantizeLanes];
 };
 
 // fp32 ≥ 0 → nearest value of the scale type, still as fp32; beyond its range a value larger than
@@ -114,54 +128,62 @@ HWY_ATTR Vec code_above_magic(Vec exact, Vec max_code) {
   return hn::Add(hn::Min(hn::Max(exact, hn::Zero(d)), max_code), hn::Set(d, kRoundMagic));
 }
 
-// Smallest and largest weight of rows r …; sets the bits of rows with a non-finite one.
-HWY_ATTR Range find_range(const GroupJob& job, int r, std::uint32_t& nonfinite) {
+// Fills in the range; returns the rows with a non-finite weight.
+HWY_ATTR std::uint32_t find_range(const GroupJob& job, Range& range) {
   const Floats d;
   const Ints di;
-  Range range{hn::LoadU(d, job.x + r), hn::LoadU(d, job.x + r)};
-  auto magnitude = hn::Zero(di);
-  for (std::int64_t k = 0; k < job.length; ++k) {
-    const auto x = hn::LoadU(d, job.x + k * kQuantizeLanes + r);
-    range.low = hn::Min(range.low, x);
-    range.high = hn::Max(range.high, x);
-    magnitude = hn::Max(magnitude, hn::BitCast(di, hn::Abs(x)));
+  alignas(64) std::int32_t magnitudes[kQuantizeLanes];
+  for (int r = 0; r < kQuantizeLanes; r += static_cast<int>(hn::Lanes(d))) {
+    auto low = hn::LoadU(d, job.x + r);
+    auto high = low;
+    auto magnitude = hn::Zero(di);
+    for (std::int64_t k = 0; k < job.length; ++k) {
+      const auto x = hn::LoadU(d, job.x + k * kQuantizeLanes + r);
+      low = hn::Min(low, x);
+      high = hn::Max(high, x);
+      magnitude = hn::Max(magnitude, hn::BitCast(di, hn::Abs(x)));
+    }
+    hn::StoreU(low, d, range.low + r);
+    hn::StoreU(high, d, range.high + r);
+    hn::StoreU(magnitude, di, magnitudes + r);
   }
-  std::int32_t magnitudes[kQuantizeLanes];
-  hn::StoreU(magnitude, di, magnitudes);
-  for (int i = 0; i < static_cast<int>(hn::Lanes(d)); ++i) {
-    if (magnitudes[i] >= 0x7f800000) nonfinite |= 1u << (r + i);
+  std::uint32_t nonfinite = 0;
+  for (int r = 0; r < kQuantizeLanes; ++r) {
+    if (magnitudes[r] >= 0x7f800000) nonfinite |= 1u << r;
   }
-  return range;
+  return nonfinite;
 }
 
-// Scale, zero and their kin of one clipping ratio, for rows r ….
+// A candidate for its ratios, rows r …; unclipped is the one of ratio 1, or `to` itself.
 template <ZeroKind zero, DataType type>
-HWY_ATTR void make_candidate(const GroupJob& job, Range range, float ratio, int r,
+HWY_ATTR void fill_candidate(const GroupJob& job, const Range& range, int r,
                              const Candidate& unclipped, Candidate& to) {
   const Floats d;
   const float max_code = static_cast<float>((1 << job.bits) - 1);
   const auto nothing = hn::Zero(d);
-  const auto shrink = hn::Set(d, ratio);
+  const auto range_low = hn::LoadU(d, range.low + r);
+  const auto range_high = hn::LoadU(d, range.high + r);
+  const auto shrink = hn::LoadU(d, to.ratio + r);
   const auto limit = hn::Set(d, largest<type>());
   Vec scale, stored;
   auto valid = hn::Eq(nothing, nothing);
   if constexpr (zero == ZeroKind::none) {
     const float steps = static_cast<float>((1 << (job.bits - 1)) - 1);
-    const auto reach = hn::Max(hn::Sub(nothing, range.low), range.high);
+    const auto reach = hn::Max(hn::Sub(nothing, range_low), range_high);
     scale = scale_near<type>(hn::Div(hn::Mul(reach, shrink), hn::Set(d, steps)), steps);
     stored = hn::Set(d, static_cast<float>(1 << (job.bits - 1)));
   } else if constexpr (zero == ZeroKind::integer) {
     // The range reaches to 0, so that 0 has a code and stays exactly 0.
-    const auto low = hn::Mul(hn::Min(range.low, nothing), shrink);
-    const auto high = hn::Mul(hn::Max(range.high, nothing), shrink);
+    const auto low = hn::Mul(hn::Min(range_low, nothing), shrink);
+    const auto high = hn::Mul(hn::Max(range_high, nothing), shrink);
     const auto steps = hn::Set(d, max_code);
     scale = scale_near<type>(hn::Sub(hn::Div(high, steps), hn::Div(low, steps)), max_code);
     stored = nothing;  // until the inverse is known
   } else {
     const auto half = hn::Set(d, 0.5f);
-    const auto middle = hn::Add(hn::Mul(range.low, half), hn::Mul(range.high, half));
+    const auto middle = hn::Add(hn::Mul(range_low, half), hn::Mul(range_high, half));
     const auto extent =
-        hn::Mul(hn::Sub(hn::Mul(range.high, half), hn::Mul(range.low, half)), shrink);
+        hn::Mul(hn::Sub(hn::Mul(range_high, half), hn::Mul(range_low, half)), shrink);
     const auto low = hn::Sub(middle, extent);
     const auto magnitude = round_to<type>(hn::Abs(low));
     valid = hn::Le(magnitude, limit);
@@ -173,7 +195,7 @@ HWY_ATTR void make_candidate(const GroupJob& job, Range range, float ratio, int 
   valid = hn::And(valid, hn::Le(scale, limit));
   const auto inverse = hn::IfThenElseZero(hn::Gt(scale, nothing), hn::Div(hn::Set(d, 1.0f), scale));
   if constexpr (zero == ZeroKind::integer) {
-    const auto low = hn::Mul(hn::Min(range.low, nothing), shrink);
+    const auto low = hn::Mul(hn::Min(range_low, nothing), shrink);
     const auto exact = hn::Mul(hn::Sub(nothing, low), inverse);
     stored = hn::Sub(code_above_magic(exact, hn::Set(d, max_code)), hn::Set(d, kRoundMagic));
   }
@@ -211,15 +233,14 @@ HWY_ATTR void add_errors(const GroupJob& job, Candidate* candidates, int num_can
 }
 
 template <ZeroKind zero>
-HWY_ATTR void write_codes(const GroupJob& job, const GroupResult& result, const float* inverses,
-                          std::uint8_t* codes) {
+HWY_ATTR void write_codes(const GroupJob& job, const Candidate& chosen, std::uint8_t* codes) {
   const Floats d;
   const Ints di;
   const hn::Rebind<std::uint8_t, Floats> d8;
   const auto max_code = hn::Set(d, static_cast<float>((1 << job.bits) - 1));
   for (int r = 0; r < kQuantizeLanes; r += static_cast<int>(hn::Lanes(d))) {
-    const auto inverse = hn::LoadU(d, inverses + r);
-    const auto offset = hn::LoadU(d, result.zero + r);
+    const auto inverse = hn::LoadU(d, chosen.inverse + r);
+    const auto offset = hn::LoadU(d, chosen.zero + r);
     for (std::int64_t k = 0; k < job.length; ++k) {
       const auto x = hn::LoadU(d, job.x + k * kQuantizeLanes + r);
       const auto shifted = code_above_magic(exact_code<zero>(x, inverse, offset), max_code);
@@ -230,48 +251,85 @@ HWY_ATTR void write_codes(const GroupJob& job, const GroupResult& result, const 
 }
 
 template <ZeroKind zero, DataType type>
-HWY_ATTR void quantize_group_as(const GroupJob& job, GroupResult& result, std::uint8_t* codes) {
+HWY_ATTR void fill_candidates(const GroupJob& job, const Range& range, const Candidate& unclipped,
+                              Candidate* candidates, int num_candidates) {
   const Floats d;
-  const int lanes = static_cast<int>(hn::Lanes(d));
-  const int num_candidates = job.search_clip ? kMaxCandidates : 1;
-  Candidate candidates[kMaxCandidates];
-  result.nonfinite = result.scale_overflow = result.zero_overflow = 0;
-  for (int r = 0; r < kQuantizeLanes; r += lanes) {
-    const Range range = find_range(job, r, result.nonfinite);
-    hn::StoreU(hn::Zero(d), d, candidates[0].inverse + r);
-    for (int c = 0; c < num_candidates; ++c) {
-      make_candidate<zero, type>(job, range, 1 - c * kRatioStep, r, candidates[0], candidates[c]);
+  for (int c = 0; c < num_candidates; ++c) {
+    for (int r = 0; r < kQuantizeLanes; r += static_cast<int>(hn::Lanes(d))) {
+      fill_candidate<zero, type>(job, range, r, unclipped, candidates[c]);
     }
   }
+}
+
+// Replaces what is best so far, row by row, where a candidate has less error.
+HWY_ATTR void keep_best(const Candidate* candidates, int num_candidates, Candidate& best) {
+  const Floats d;
+  for (int c = 0; c < num_candidates; ++c) {
+    const Candidate& other = candidates[c];
+    for (int r = 0; r < kQuantizeLanes; r += static_cast<int>(hn::Lanes(d))) {
+      const auto error = hn::Mul(hn::LoadU(d, other.error + r), hn::LoadU(d, other.weight + r));
+      const auto least = hn::LoadU(d, best.error + r);
+      const auto better = hn::Lt(error, least);
+      const auto keep = [&](const float* from, float* to) HWY_ATTR {
+        hn::StoreU(hn::IfThenElse(better, hn::LoadU(d, from + r), hn::LoadU(d, to + r)), d, to + r);
+      };
+      hn::StoreU(hn::IfThenElse(better, error, least), d, best.error + r);
+      keep(other.ratio, best.ratio);
+      keep(other.scale, best.scale);
+      keep(other.zero, best.zero);
+      keep(other.inverse, best.inverse);
+    }
+  }
+}
+
+// The candidate with the least squared error, row by row.
+template <ZeroKind zero, DataType type>
+HWY_ATTR void search_clip(const GroupJob& job, const Range& range, const Candidate& unclipped,
+                          Candidate& best) {
+  const Ratios& ratios = job.bits == 4 ? kRatiosInt4 : kRatiosInt8;
+  Candidate coarse[kNumCoarse];
+  for (int c = 0; c < kNumCoarse; ++c) {
+    std::fill_n(coarse[c].ratio, kQuantizeLanes, ratios.coarse[c]);
+  }
+  fill_candidates<zero, type>(job, range, unclipped, coarse, kNumCoarse);
+  add_errors<zero>(job, coarse, kNumCoarse);
+  best = coarse[0];
+  keep_best(coarse + 1, kNumCoarse - 1, best);
+
+  Candidate fine[kNumFine];
+  for (int c = 0; c < kNumFine; ++c) {
+    for (int r = 0; r < kQuantizeLanes; ++r) {
+      fine[c].ratio[r] = std::min(1.0f, best.ratio[r] + ratios.fine_steps[c]);
+    }
+  }
+  fill_candidates<zero, type>(job, range, unclipped, fine, kNumFine);
+  add_errors<zero>(job, fine, kNumFine);
+  keep_best(fine, kNumFine, best);
+}
+
+template <ZeroKind zero, DataType type>
+HWY_ATTR void quantize_group_as(const GroupJob& job, GroupResult& result, std::uint8_t* codes) {
+  Range range;
+  result.nonfinite = find_range(job, range);
+  Candidate unclipped;
+  std::fill_n(unclipped.ratio, kQuantizeLanes, 1.0f);
+  fill_candidates<zero, type>(job, range, unclipped, &unclipped, 1);
+  result.scale_overflow = result.zero_overflow = 0;
   for (int r = 0; r < kQuantizeLanes; ++r) {
-    const Candidate& unclipped = candidates[0];
     if (!(unclipped.scale[r] <= largest<type>())) result.scale_overflow |= 1u << r;
     if (zero == ZeroKind::scaled && !(std::abs(unclipped.zero[r]) <= largest<type>())) {
       result.zero_overflow |= 1u << r;
     }
   }
-  if (num_candidates > 1) add_errors<zero>(job, candidates, num_candidates);
-
-  alignas(64) float inverses[kQuantizeLanes];
-  for (int r = 0; r < kQuantizeLanes; r += lanes) {
-    auto scale = hn::LoadU(d, candidates[0].scale + r);
-    auto stored = hn::LoadU(d, candidates[0].zero + r);
-    auto inverse = hn::LoadU(d, candidates[0].inverse + r);
-    auto least = hn::LoadU(d, candidates[0].error + r);
-    for (int c = 1; c < num_candidates; ++c) {
-      const Candidate& other = candidates[c];
-      const auto error = hn::Mul(hn::LoadU(d, other.error + r), hn::LoadU(d, other.weight + r));
-      const auto better = hn::Lt(error, least);
-      least = hn::IfThenElse(better, error, least);
-      scale = hn::IfThenElse(better, hn::LoadU(d, other.scale + r), scale);
-      stored = hn::IfThenElse(better, hn::LoadU(d, other.zero + r), stored);
-      inverse = hn::IfThenElse(better, hn::LoadU(d, other.inverse + r), inverse);
-    }
-    hn::StoreU(scale, d, result.scale + r);
-    hn::StoreU(stored, d, result.zero + r);
-    hn::StoreU(inverse, d, inverses + r);
+  Candidate best;
+  if (job.search_clip) {
+    search_clip<zero, type>(job, range, unclipped, best);
+  } else {
+    best = unclipped;
   }
-  write_codes<zero>(job, result, inverses, codes);
+  std::copy_n(best.scale, kQuantizeLanes, result.scale);
+  std::copy_n(best.zero, kQuantizeLanes, result.zero);
+  write_codes<zero>(job, best, codes);
 }
 
 template <ZeroKind zero>
@@ -294,14 +352,27 @@ void quantize_group(const GroupJob& job, GroupResult& result, std::uint8_t* code
 template <DataType type>
 HWY_ATTR Vec load_half(const std::uint8_t* from) {
   const Floats d;
+  const Bits du;
   const hn::Rebind<std::uint16_t, Floats> d16;
   std::uint16_t values[kQuantizeLanes];
   std::memcpy(values, from, hn::Lanes(d) * sizeof(std::uint16_t));
-  const auto bits = hn::LoadU(d16, values);
+  const auto bits = hn::PromoteTo(du, hn::LoadU(d16, values));
   if constexpr (type == DataType::bf16) {
-    return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(Bits(), bits)));
+    return hn::BitCast(d, hn::ShiftLeft<16>(bits));
   } else {
-    return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, Floats>(), bits));
+    // By hand, because Highway's portable conversion makes infinity 65536 and NaN a number.
+    const auto exponent = [&](std::uint32_t e) HWY_ATTR { return hn::Set(du, e << 23); };
+    const auto moved = hn::ShiftLeft<13>(hn::And(bits, hn::Set(du, 0x7fff)));
+    const auto normal = hn::Add(moved, exponent(127 - 15));
+    // A subnormal: put it below the last bits of 2^-14, then take 2^-14 away.
+    const auto smallest = exponent(127 - 14);
+    const auto subnormal = hn::BitCast(
+        du, hn::Sub(hn::BitCast(d, hn::Add(moved, smallest)), hn::BitCast(d, smallest)));
+    const auto special = hn::Or(moved, exponent(255));
+    const auto magnitude =
+        hn::IfThenElse(hn::Lt(moved, exponent(1)), subnormal,
+                       hn::IfThenElse(hn::Lt(moved, exponent(31)), normal, special));
+    return hn::BitCast(d, hn::Or(magnitude, hn::ShiftLeft<16>(hn::And(bits, hn::Set(du, 0x8000)))));
   }
 }
 
