@@ -111,7 +111,7 @@ constexpr int staging_bytes(const KernelConfig& c) {
 /// fp32 partial tile that cluster_k CTAs exchange; it reuses the ring, which is drained by then.
 constexpr int partial_pitch_elems(const KernelConfig& c) { return c.tile_n + 4; }
 constexpr int partial_bytes(const KernelConfig& c) { return c.tile_m * partial_pitch_elems(c) * 4; }
-inline constexpr int kBarrierBytes = 2 * kMaxStages * 8;
+inline constexpr int kBarrierBytes = (2 * kMaxStages + 2) * 8;  // full, empty, pingpong turns
 
 /// Dynamic shared memory of a tiled kernel, alignment slack included.
 constexpr int tiled_smem_bytes(const KernelConfig& c, const LaunchConfig& l) {
@@ -134,8 +134,13 @@ constexpr int streaming_threads(const KernelConfig& c) { return streaming_warps(
 /// Bytes from one token's activations to the next: 16 more than the row, so that the eight rows
 /// that ldmatrix reads together lie in different banks.
 constexpr int streaming_x_pitch_bytes(const KernelConfig& c) { return c.tile_k * 2 + 16; }
+/// Groups that a chunk may touch; chunks start at k-blocks, which no group of 16, 32 or 64
+/// straddles.
+constexpr int streaming_groups_per_stage(const KernelConfig& c) {
+  return c.fine_groups ? c.tile_k / 16 : c.tile_k / 64;
+}
 constexpr int streaming_stage_bytes(const KernelConfig& c, int m) {
-  const int scales = c.quant == Quant::column ? 0 : groups_per_stage(c) * c.tile_n * 2;
+  const int scales = c.quant == Quant::column ? 0 : streaming_groups_per_stage(c) * c.tile_n * 2;
   return align_up(w_stage_bytes(c) + scales * (c.quant == Quant::group_zero ? 2 : 1) +
                       m * streaming_x_pitch_bytes(c),
                   128);
@@ -177,8 +182,9 @@ constexpr const char* why_illegal(const KernelConfig& c) {
     if (c.tile_m % 8 != 0 || c.tile_m < 8 || c.tile_m > 32) {
       return "streaming: tile_m must be 8, 16, 24 or 32";
     }
-    if (c.tile_k != 64 && c.tile_k != 128) return "tile_k must be 64 or 128";
-    if (c.fine_groups && c.tile_k != 64) return "streaming: fine groups need tile_k 64";
+    if (c.tile_k % 64 != 0 || c.tile_k < 64 || c.tile_k > 512) {
+      return "streaming: tile_k must be a multiple of 64 up to 512";
+    }
     return nullptr;
   }
   if (c.arch != 90) return "cooperative and pingpong schedules need arch 90";
@@ -244,6 +250,9 @@ inline constexpr std::uint64_t kEvictFirst =
 inline constexpr std::uint64_t kEvictLast =
     0x14f0000000000000ull;  ///< read by every CTA: a small X
 
+// The grid: (cluster_n, cluster_m, clusters · cluster_k), launched in clusters of (cluster_n,
+// cluster_m, cluster_k), so that every kernel reads its place from special registers.
+
 /// Everything a kernel is given. One POD for every kernel; a field that a kernel doesn't use is 0.
 struct Params {
   TensorMap x_map;       ///< X [M, K], 16-bit, 128-byte swizzle, box 64 k × (tile_m / cluster_n)
@@ -270,6 +279,8 @@ struct Params {
   int m, n, k;
   int cluster_tiles_n, cluster_tiles_m;  ///< tiles of cluster_n × cluster_m CTA tiles, rounded up
   int k_tiles;                           ///< ring stages along K
+  int strips_per_cluster, clusters_with_one_more;  ///< streaming: strips ÷ clusters, and the rest
+  int blocks_per_warp, warps_with_one_more;  ///< k-blocks ÷ (warps · cluster_k), and the rest
   int stream_tiles;  ///< how many of the cluster tiles are split along K (the last ones)
   int stream_length,
       stream_longer;  ///< stream_tiles · k_tiles ÷ clusters in the grid: quotient, rest

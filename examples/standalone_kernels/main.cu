@@ -196,7 +196,7 @@ double run(const KernelEntry& entry) {
   check(cudaFuncSetAttribute(entry.function, cudaFuncAttributeMaxDynamicSharedMemorySize, smem),
         entry.id);
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(p.cluster_tiles_n * p.cluster_tiles_m);
+  config.gridDim = dim3(1, 1, p.cluster_tiles_n * p.cluster_tiles_m);
   config.blockDim = dim3(num_threads(c));
   config.dynamicSmemBytes = smem;
   void* arguments[] = {&p};

@@ -43,7 +43,12 @@ class Ring {
     return barriers_ + 8 * (kMaxStages + stage);
   }
 
+  __device__ __forceinline__ std::uint32_t turn_barrier(int warpgroup) const {
+    return barriers_ + 8 * (2 * kMaxStages + warpgroup);
+  }
+
   __device__ __forceinline__ void init(int producer_arrivals, int consumer_arrivals) const {
+    for (int w = 0; w < 2; ++w) ptx::mbarrier_init(turn_barrier(w), kWarpgroupThreads / kWarpSize);
     for (int i = 0; i < stages_; ++i) {
       ptx::mbarrier_init(full(i), producer_arrivals);
       ptx::mbarrier_init(empty(i), consumer_arrivals);
@@ -65,6 +70,16 @@ class Ring {
     } else if (lane < sharers) {
       ptx::mbarrier_arrive_cluster(empty(at.stage), first_rank + lane);
     }
+  }
+
+  // pingpong: a warpgroup may start on its item's stages only when the other has waited for all of
+  // its own. NOTE: a barrier tells apart a phase and the one before, no more. A warpgroup that ran
+  // ahead would wait for a phase further on and be let through by an older one of equal parity.
+  __device__ __forceinline__ void wait_turn(int warpgroup, int turn) const {
+    if (turn > 0) ptx::mbarrier_wait(turn_barrier(warpgroup), (turn - 1) / 2 & 1);
+  }
+  __device__ __forceinline__ void pass_turn(int warpgroup, int lane) const {
+    if (lane == 0) ptx::mbarrier_arrive(turn_barrier(warpgroup ^ 1));
   }
 
  private:

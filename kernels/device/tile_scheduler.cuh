@@ -31,8 +31,9 @@ struct WorkItem {
 
 class TileScheduler {
  public:
-  __device__ __forceinline__ TileScheduler(const Params& p, int cluster, int num_clusters, int rank)
-      : p_(p), num_clusters_(num_clusters), rank_(rank) {
+  __device__ __forceinline__ TileScheduler(const Params& p, int cluster, int num_clusters,
+                                           int3 ctaid)
+      : p_(p), num_clusters_(num_clusters), n_rank_(ctaid.x), m_rank_(ctaid.y) {
     next_whole_ = cluster;
     if (p.stream_tiles > 0) {
       stream_begin_ = range_begin(cluster);
@@ -98,20 +99,25 @@ class TileScheduler {
     return p_.stream_longer + (iteration - in_longer) / p_.stream_length;
   }
 
-  /// Raster: cluster tile → this CTA's tile.
+  /// Raster: cluster tile → this CTA's tile. One band of one token tile, the decode case, goes
+  /// without the divisions: they would stand before the first copy.
   __device__ __forceinline__ void place(int tile, WorkItem& item) const {
-    const int per_band = p_.raster_m * p_.cluster_tiles_n;
-    const int band = tile / per_band;
-    const int in_band = tile % per_band;
-    const int left = p_.cluster_tiles_m - band * p_.raster_m;
-    const int height = left < p_.raster_m ? left : p_.raster_m;
-    item.tile_m = (band * p_.raster_m + in_band % height) * p_.cluster_m +
-                  rank_ / p_.cluster_n % p_.cluster_m;
-    item.tile_n = in_band / height * p_.cluster_n + rank_ % p_.cluster_n;
+    int tile_n = tile, tile_m = 0;
+    if (p_.cluster_tiles_m > 1) {
+      const int per_band = p_.raster_m * p_.cluster_tiles_n;
+      const int band = tile / per_band;
+      const int in_band = tile - band * per_band;
+      const int left = p_.cluster_tiles_m - band * p_.raster_m;
+      const int height = left < p_.raster_m ? left : p_.raster_m;
+      tile_n = in_band / height;
+      tile_m = band * p_.raster_m + in_band - tile_n * height;
+    }
+    item.tile_n = tile_n * p_.cluster_n + n_rank_;
+    item.tile_m = tile_m * p_.cluster_m + m_rank_;
   }
 
   const Params& p_;
-  const int num_clusters_, rank_;
+  const int num_clusters_, n_rank_, m_rank_;
   int next_whole_;
   int stream_begin_ = 0, stream_end_ = 0, next_owned_ = 0;
   bool unfinished_;

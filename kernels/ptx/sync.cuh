@@ -37,6 +37,27 @@ __device__ __forceinline__ std::uint32_t cluster_ctarank() {
   return rank;
 }
 
+/// This CTA's place in its cluster, its cluster's place in the grid, and the clusters in the grid,
+/// along z (a launch without clusters counts CTAs). Special registers: computing them from blockIdx
+/// would put integer divisions before the first copy.
+__device__ __forceinline__ int3 cluster_ctaid() {
+  int3 id;
+  asm volatile("mov.u32 %0, %%cluster_ctaid.x;" : "=r"(id.x));
+  asm volatile("mov.u32 %0, %%cluster_ctaid.y;" : "=r"(id.y));
+  asm volatile("mov.u32 %0, %%cluster_ctaid.z;" : "=r"(id.z));
+  return id;
+}
+__device__ __forceinline__ int clusterid_z() {
+  int id;
+  asm volatile("mov.u32 %0, %%clusterid.z;" : "=r"(id));
+  return id;
+}
+__device__ __forceinline__ int nclusterid_z() {
+  int n;
+  asm volatile("mov.u32 %0, %%nclusterid.z;" : "=r"(n));
+  return n;
+}
+
 /// Cluster barrier, halves apart; aligned: all threads of a warp together.
 __device__ __forceinline__ void barrier_cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");

@@ -3,11 +3,11 @@
 // product is as fast as the weight streams in. docs/sm90_kernel.md explains it with pictures.
 //
 //   strips of 16 weight rows  ──balanced──▶ clusters (a CTA each, or several that split K)
-//   K, in chunks of tile_k    ──contiguous─▶ the warps of the cluster
+//   k-blocks                  ──contiguous─▶ the warps of the cluster, in chunks of tile_k
 //   each warp                 a ring of its own: no producer, no barrier with other warps
 //     codes  ──cp.async.bulk──▶ stage ──LDS──▶ words ─and,shift▶ A fragment ┐
-//     X      ──cp.async──────▶ stage ─ldmatrix─▶ B fragment ────────────────┤ mma.sync ▶ sums
-//     scales ──cp.async──────▶ stage ──LDS──▶ fp32 ─────────────────────────┘   of a group
+//     X      ──cp.async.bulk──▶ stage ─ldmatrix─▶ B fragment ───────────────┤ mma.sync ▶ sums
+//     scales ──cp.async.bulk──▶ stage ──LDS──▶ fp32 ────────────────────────┘   of a group
 //   after a pass of tile_n rows: sums of all warps ─▶ shared memory ─ in warp order ─▶ Y
 //
 // The weights are never rounded: the tensor cores multiply the codes themselves, as numbers that a
@@ -50,7 +50,7 @@ struct StreamingKernel {
   static constexpr int kBits = bits_of(kConfig.weight);
   static constexpr int kCellBytes = layout::cell_bytes(kBits);
   static constexpr int kStripBytes = kKBlocks * kCellBytes;  // of a stage
-  static constexpr int kGroups = groups_per_stage(kConfig);
+  static constexpr int kGroups = streaming_groups_per_stage(kConfig);
   static constexpr int kScaleStripBytes = kGroups * layout::kStripRows * 2;
   static constexpr int kXPitch = streaming_x_pitch_bytes(kConfig);
   static constexpr bool kScaled = kConfig.quant != Quant::column;
@@ -93,62 +93,82 @@ struct StreamingKernel {
   }
 
   // ---- loads ----------------------------------------------------------------------------------
+  // Each lane issues one copy: the copy engine takes them one by one anyway, so what counts is that
+  // they are few and long. One barrier per stage counts the bytes of all of them.
 
-  /// Codes, scales and zeros of a chunk for `strips` strips from first_strip on.
+  /// A chunk: k-blocks [first, first + count) of this warp's share of K.
+  struct Chunk {
+    int first, count;
+
+    __device__ __forceinline__ int first_k() const { return first * layout::kBlockK; }
+  };
+
+  __device__ __forceinline__ int first_group(Chunk chunk) const {
+    return chunk.first_k() >> p.group_shift;
+  }
+  __device__ __forceinline__ int groups(Chunk chunk) const {
+    const int last_k = min(chunk.first_k() + chunk.count * layout::kBlockK, p.k) - 1;
+    return (last_k >> p.group_shift) - first_group(chunk) + 1;
+  }
+  /// Can X be copied in bulk: 16-byte aligned rows, whole in units of 16 bytes?
+  __device__ __forceinline__ bool x_in_bulk() const { return p.x_by_tma && p.k % 8 == 0; }
+  __device__ __forceinline__ int x_bytes(Chunk chunk) const {
+    return 2 * (min(chunk.first_k() + chunk.count * layout::kBlockK, p.k) - chunk.first_k());
+  }
+
+  /// Announces a stage's bytes, then copies codes, scales and zeros for `strips` strips from
+  /// first_strip on.
   __device__ __forceinline__ void load_weights(int stage, int first_strip, int strips,
-                                               int chunk) const {
+                                               Chunk chunk) const {
     const std::uint32_t base = ring_base + stage * stage_bytes;
     const std::uint32_t barrier = barriers + 8 * stage;
-    const int k_blocks = static_cast<int>(layout::num_k_blocks(p.k)) - chunk * kKBlocks;
-    const std::uint32_t bytes = min(k_blocks, kKBlocks) * kCellBytes;
-    if (lane == 0) ptx::mbarrier_arrive_expect_tx(barrier, strips * bytes);
-    __syncwarp();
-    if (lane < strips) {
-      const std::uint8_t* const codes =
-          p.codes + (first_strip + lane) * p.codes_pitch_bytes + std::int64_t(chunk) * kStripBytes;
-      ptx::cp_async_bulk(base + lane * kStripBytes, codes, bytes, barrier, p.codes_policy);
+    const std::uint32_t code_bytes = chunk.count * kCellBytes;
+    const std::uint32_t scale_bytes = kScaled ? groups(chunk) * layout::kStripRows * 2 : 0;
+    if (lane == 0) {
+      ptx::mbarrier_arrive_expect_tx(barrier, strips * (code_bytes + scale_bytes * (1 + kZeros)) +
+                                                  (x_in_bulk() ? p.m * x_bytes(chunk) : 0));
     }
-    if constexpr (kScaled) {
-      const int first_group = (chunk * kConfig.tile_k) >> p.group_shift;
-      const int last_group = (p.k - 1) >> p.group_shift;
-      for (int i = lane; i < strips * kGroups * 2;
-           i += kWarpSize) {  // 16 bytes: half a group's rows
-        const int strip = i / (2 * kGroups);
-        const int group = min(first_group + i / 2 % kGroups, last_group);
-        const std::int64_t at =
-            ((first_strip + strip) * p.groups_pitch + group) * layout::kStripRows + i % 2 * 8;
-        ptx::cp_async_16(base + kScaleOffset + i * 16, p.scales + at, 16);
-        if constexpr (kZeros) ptx::cp_async_16(base + kZeroOffset + i * 16, p.zeros + at, 16);
-      }
+    __syncwarp();
+    const int strip = first_strip + lane % 8;
+    if (lane % 8 >= strips) return;
+    if (lane < 8) {
+      ptx::cp_async_bulk(
+          base + lane * kStripBytes,
+          p.codes + strip * p.codes_pitch_bytes + std::int64_t(chunk.first) * kCellBytes,
+          code_bytes, barrier, p.codes_policy);
+    } else if (kScaled && lane < 16 + 8 * kZeros) {
+      const bool zeros = lane >= 16;
+      const std::int64_t at = (strip * p.groups_pitch + first_group(chunk)) * layout::kStripRows;
+      ptx::cp_async_bulk(base + (zeros ? kZeroOffset : kScaleOffset) + lane % 8 * kScaleStripBytes,
+                         (zeros ? p.zeros : p.scales) + at, scale_bytes, barrier, p.codes_policy);
     }
   }
 
-  /// Activations of a chunk, zero beyond K; the stage is complete when they and the rest are there.
-  __device__ __forceinline__ void load_x(int stage, int chunk) const {
-    constexpr int kVectors = kConfig.tile_k / 8;  // 16-byte pieces of a row
-    const std::uint32_t base = ring_base + stage * stage_bytes + kXOffset;
+  /// Activations of a chunk, one token a lane.
+  __device__ __forceinline__ void load_x(int stage, Chunk chunk) const {
+    if (lane >= p.m || !x_in_bulk()) return;
     const auto* const x = static_cast<const std::uint16_t*>(p.x);
-    const int first_k = chunk * kConfig.tile_k;
-    if (p.x_by_tma) {
-      for (int i = lane; i < p.m * kVectors; i += kWarpSize) {
-        const int token = i / kVectors;
-        const int k = first_k + i % kVectors * 8;
-        const int bytes = max(0, min(16, (p.k - k) * 2));
-        ptx::cp_async_16(base + token * kXPitch + i % kVectors * 16,
-                         x + token * p.ldx + (bytes > 0 ? k : 0), bytes);
-      }
-      ptx::cp_async_mbarrier_arrive(barriers + 8 * stage);
-    } else {  // an address or leading dimension that 16-byte copies refuse
-      char* const rows = ring + stage * stage_bytes + kXOffset;
-      for (int i = lane; i < p.m * kConfig.tile_k; i += kWarpSize) {
-        const int token = i / kConfig.tile_k;
-        const int k = i % kConfig.tile_k;
+    ptx::cp_async_bulk(ring_base + stage * stage_bytes + kXOffset + lane * kXPitch,
+                       x + lane * p.ldx + chunk.first_k(), x_bytes(chunk), barriers + 8 * stage,
+                       p.x_policy);
+  }
+
+  /// What bulk copies leave to do when the stage has arrived: the zeros beyond K and, where the
+  /// address, leading dimension or K forbid bulk copies, X itself.
+  __device__ __forceinline__ void complete_x(int stage, Chunk chunk) const {
+    const int columns = chunk.count * layout::kBlockK;
+    const int from = x_in_bulk() ? x_bytes(chunk) / 2 : 0;
+    if (from == columns) return;
+    char* const rows = ring + stage * stage_bytes + kXOffset;
+    const auto* const x = static_cast<const std::uint16_t*>(p.x) + chunk.first_k();
+    for (int token = 0; token < p.m; ++token) {
+      for (int k = from + lane; k < columns; k += kWarpSize) {
+        const bool inside = !x_in_bulk() && chunk.first_k() + k < p.k;
         *reinterpret_cast<std::uint16_t*>(rows + token * kXPitch + 2 * k) =
-            first_k + k < p.k ? x[token * p.ldx + first_k + k] : std::uint16_t(0);
+            inside ? x[token * p.ldx + k] : std::uint16_t(0);
       }
-      ptx::cp_async_wait_all();
-      ptx::mbarrier_arrive(barriers + 8 * stage);
     }
+    __syncwarp();
   }
 
   // ---- math -----------------------------------------------------------------------------------
@@ -359,8 +379,8 @@ __global__ void __launch_bounds__(streaming_threads(Variant::config),
   char* const ring = rings + warp * p.stages * stage_bytes;
   const std::uint32_t my_barriers = ptx::smem_address(barriers) + warp * kMaxStages * 8;
   if (threadIdx.x < 4) reinterpret_cast<std::uint32_t*>(zero_row)[threadIdx.x] = 0;
-  if (lane == 0) {  // one arrival announces the codes, each lane's covers its own copies
-    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(my_barriers + 8 * i, 1 + kWarpSize);
+  if (lane == 0) {  // one arrival: the announcement of the bytes
+    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(my_barriers + 8 * i, 1);
     ptx::fence_mbarrier_init();
   }
   __syncwarp();
@@ -368,70 +388,71 @@ __global__ void __launch_bounds__(streaming_threads(Variant::config),
   const Kernel kernel{
       p,           ring, ptx::smem_address(ring), my_barriers, ptx::smem_address(zero_row),
       stage_bytes, lane};
+  using Chunk = typename Kernel::Chunk;
 
-  // This cluster's strips, this warp's chunks of K.
+  // This cluster's strips, this warp's k-blocks.
   const int rank = p.cluster_k > 1 ? static_cast<int>(ptx::cluster_ctarank()) : 0;
-  const int cluster = blockIdx.x / p.cluster_k;
-  const int clusters = gridDim.x / p.cluster_k;
-  const int all_strips = static_cast<int>(layout::num_strips(p.n));
-  const int strip_begin = static_cast<int>(std::int64_t(all_strips) * cluster / clusters);
-  const int strip_end = static_cast<int>(std::int64_t(all_strips) * (cluster + 1) / clusters);
-  const int splits = kWarps * p.cluster_k;
+  const int cluster = ptx::clusterid_z();
+  const int strip_begin = cluster * p.strips_per_cluster + min(cluster, p.clusters_with_one_more);
+  const int strip_end =
+      strip_begin + p.strips_per_cluster + (cluster < p.clusters_with_one_more ? 1 : 0);
   const int split = rank * kWarps + warp;
-  const int chunk_begin = static_cast<int>(std::int64_t(p.k_tiles) * split / splits);
-  const int chunks = static_cast<int>(std::int64_t(p.k_tiles) * (split + 1) / splits) - chunk_begin;
-  const int passes = (strip_end - strip_begin + Kernel::kStrips - 1) / Kernel::kStrips;
-  const int total = passes * chunks;
+  const int block_begin = split * p.blocks_per_warp + min(split, p.warps_with_one_more);
+  const int blocks = p.blocks_per_warp + (split < p.warps_with_one_more ? 1 : 0);
 
-  // The ring runs over (pass, chunk), chunk fastest. `ahead` is the next to be issued.
-  int ahead_strip = strip_begin, ahead_chunk = 0;
-  const auto step_ahead = [&] {
-    if (++ahead_chunk == chunks) {
-      ahead_chunk = 0;
-      ahead_strip += Kernel::kStrips;
-    }
+  // The ring runs over (pass, chunk), chunk fastest. `ahead` walks in front of the consumer.
+  struct Place {
+    int strip, block;
   };
-  const auto strips_at = [&](int strip) { return min(Kernel::kStrips, strip_end - strip); };
+  const auto chunk_at = [&](const Place& at) {
+    return Chunk{block_begin + at.block, min(Kernel::kKBlocks, blocks - at.block)};
+  };
+  const auto strips_at = [&](const Place& at) {
+    return min(Kernel::kStrips, strip_end - at.strip);
+  };
+  const auto advance = [&](Place& at) {
+    at.block += Kernel::kKBlocks;
+    if (at.block >= blocks) at = {at.strip + Kernel::kStrips, 0};
+  };
+  const auto valid = [&](const Place& at) { return at.strip < strip_end && blocks > 0; };
 
-  const int prologue = min(p.stages, total);
-  for (int i = 0; i < prologue; ++i, step_ahead()) {
-    kernel.load_weights(i, ahead_strip, strips_at(ahead_strip), chunk_begin + ahead_chunk);
+  Place ahead{strip_begin, 0};
+  for (int i = 0; i < p.stages && valid(ahead); ++i, advance(ahead)) {
+    kernel.load_weights(i, ahead.strip, strips_at(ahead), chunk_at(ahead));
   }
   if (p.pdl) {
     ptx::griddepcontrol_launch_dependents();
     ptx::griddepcontrol_wait();
   }
-  for (int i = 0, chunk = 0; i < prologue; ++i) {
-    kernel.load_x(i, chunk_begin + chunk);
-    if (++chunk == chunks) chunk = 0;
+  Place first{strip_begin, 0};
+  for (int i = 0; i < p.stages && valid(first); ++i, advance(first)) {
+    kernel.load_x(i, chunk_at(first));
   }
   __syncthreads();  // the zero row is there
 
-  int issued = prologue;
   int stage = 0;
   std::uint32_t phase = 0;
   for (int strip = strip_begin; strip < strip_end; strip += Kernel::kStrips) {
-    const int strips = strips_at(strip);
+    const int strips = min(Kernel::kStrips, strip_end - strip);
     typename Kernel::Fragment sum[Kernel::kStrips] = {};
     typename Kernel::Fragment x_sum = {};
-    for (int c = 0; c < chunks; ++c) {
+    for (int done = 0; done < blocks; done += Kernel::kKBlocks) {
+      const Chunk chunk = chunk_at({strip, done});
       ptx::mbarrier_wait(my_barriers + 8 * stage, phase);
-      const int chunk = chunk_begin + c;
-      const int first_group = (chunk * kConfig.tile_k) >> p.group_shift;
-#pragma unroll
-      for (int block = 0; block < Kernel::kKBlocks; ++block) {
-        const int first_k = (chunk * Kernel::kKBlocks + block) * layout::kBlockK;
-        if (block > 0 && first_k >= p.k) break;
-        kernel.multiply_block(ring + stage * stage_bytes,
-                              kernel.ring_base + stage * stage_bytes + Kernel::kXOffset, block,
-                              strips, first_k, first_group, sum, x_sum);
+      kernel.complete_x(stage, chunk);
+      const int first_group = kernel.first_group(chunk);
+      const char* const data = ring + stage * stage_bytes;
+      const std::uint32_t x_rows = kernel.ring_base + stage * stage_bytes + Kernel::kXOffset;
+#pragma unroll 1
+      for (int block = 0; block < chunk.count; ++block) {
+        kernel.multiply_block(data, x_rows, block, strips, (chunk.first + block) * layout::kBlockK,
+                              first_group, sum, x_sum);
       }
       __syncwarp();  // every lane has read the stage
-      if (issued < total) {
-        kernel.load_weights(stage, ahead_strip, strips_at(ahead_strip), chunk_begin + ahead_chunk);
-        kernel.load_x(stage, chunk_begin + ahead_chunk);
-        step_ahead();
-        ++issued;
+      if (valid(ahead)) {
+        kernel.load_weights(stage, ahead.strip, strips_at(ahead), chunk_at(ahead));
+        kernel.load_x(stage, chunk_at(ahead));
+        advance(ahead);
       }
       if (++stage == p.stages) {
         stage = 0;

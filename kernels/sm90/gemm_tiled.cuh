@@ -74,23 +74,29 @@ struct TiledKernel {
   const device::Ring ring;
   const std::uint32_t stages_base;  // shared-window address of stage 0
   char* const smem;                 // the same as a pointer
-  const int rank;                   // in the cluster: n fastest, then m, then k
+  const int3 place;                 // in the cluster: x along n, y along m, z along k
   const int cluster, num_clusters;
-  const int k_rank;
 
-  __device__ __forceinline__ int slot() const { return cluster * cluster_size() + rank; }
+  __device__ __forceinline__ int rank() const {
+    return place.x + p.cluster_n * (place.y + p.cluster_m * place.z);
+  }
+  __device__ __forceinline__ int slot() const { return cluster * cluster_size() + rank(); }
   __device__ __forceinline__ int cluster_size() const {
     return p.cluster_n * p.cluster_m * p.cluster_k;
   }
   __device__ __forceinline__ device::TileScheduler scheduler() const {
-    return device::TileScheduler(p, cluster, num_clusters, rank);
+    return device::TileScheduler(p, cluster, num_clusters, place);
   }
   /// This CTA's share of an item's k range: all of it, unless the cluster splits K.
   __device__ __forceinline__ void k_range(const device::WorkItem& item, int& begin,
                                           int& end) const {
-    const int length = item.k_end - item.k_begin;
-    begin = item.k_begin + length * k_rank / p.cluster_k;
-    end = item.k_begin + length * (k_rank + 1) / p.cluster_k;
+    begin = item.k_begin;
+    end = item.k_end;
+    if (p.cluster_k > 1) {
+      const int length = end - begin;
+      end = begin + length * (place.z + 1) / p.cluster_k;
+      begin += length * place.z / p.cluster_k;
+    }
   }
 
   // ---- producer -------------------------------------------------------------------------------
@@ -108,12 +114,11 @@ struct TiledKernel {
         ptx::cp_async_bulk_tensor_2d(dst, p.codes_map, word, first_strip, full, p.codes_policy);
       } else {  // each CTA of a column loads its share of the strips for all of them
         const int share = kStrips / p.cluster_m;
-        const int mine = rank / p.cluster_n % p.cluster_m;
-        const int first_rank = rank - mine * p.cluster_n;
+        const int first_rank = rank() - place.y * p.cluster_n;
         std::uint32_t mask = 0;
         for (int i = 0; i < p.cluster_m; ++i) mask |= 1u << (first_rank + i * p.cluster_n);
-        ptx::cp_async_bulk_tensor_2d_multicast(dst + mine * share * kBoxRowBytes, p.codes_map, word,
-                                               first_strip + mine * share, full,
+        ptx::cp_async_bulk_tensor_2d_multicast(dst + place.y * share * kBoxRowBytes, p.codes_map,
+                                               word, first_strip + place.y * share, full,
                                                static_cast<std::uint16_t>(mask), p.codes_policy);
       }
     }
@@ -141,10 +146,9 @@ struct TiledKernel {
         ptx::cp_async_bulk_tensor_2d(dst, p.x_map, k, tile_m * kTileM, full, p.x_policy);
       } else {
         const int share = kTileM / p.cluster_n;
-        const int mine = rank % p.cluster_n;
-        const std::uint32_t mask = ((1u << p.cluster_n) - 1u) << (rank - mine);
-        ptx::cp_async_bulk_tensor_2d_multicast(dst + mine * share * 128, p.x_map, k,
-                                               tile_m * kTileM + mine * share, full,
+        const std::uint32_t mask = ((1u << p.cluster_n) - 1u) << (rank() - place.x);
+        ptx::cp_async_bulk_tensor_2d_multicast(dst + place.x * share * 128, p.x_map, k,
+                                               tile_m * kTileM + place.x * share, full,
                                                static_cast<std::uint16_t>(mask), p.x_policy);
       }
     }
@@ -311,23 +315,26 @@ struct TiledKernel {
         cursor.skip(k_end - k_begin);
         continue;
       }
+      if constexpr (kPingpong) ring.wait_turn(warpgroup, turn);
       Accumulators acc;
       for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
         ring.wait_full(cursor);
         multiply_stage(cursor.stage, k_tile, k_tile == k_begin, in_tile, warp, lane, acc);
-        ring.release(cursor, lane, sharers, k_rank * sharers);
+        ring.release(cursor, lane, sharers, place.z * sharers);
       }
+      if constexpr (kPingpong) ring.pass_turn(warpgroup, lane);
       if (p.cluster_k > 1) {
         output.put_partial(acc, smem);
         ptx::barrier_cluster_arrive();
         ptx::barrier_cluster_wait();
-        output.sum_partials_and_store(stages_base, item, k_rank, rank % sharers, sharers);
+        output.sum_partials_and_store(stages_base, item, place.z, rank() - place.z * sharers,
+                                      sharers);
       } else if (!item.finishes) {
         output.leave_partial(acc, slot(), num_clusters * cluster_size());
       } else {
         for (int c = item.first_contributor; c >= 0 && c < cluster; ++c) {
           if (work.contributes(c)) {
-            output.take_partial(acc, c * cluster_size() + rank, num_clusters * cluster_size());
+            output.take_partial(acc, c * cluster_size() + rank(), num_clusters * cluster_size());
           }
         }
         output.store(acc, item);
@@ -354,7 +361,6 @@ __global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.
   char* const smem = dynamic_smem + (-ptx::smem_address(dynamic_smem) & 1023u);
 
   const int cluster_size = p.cluster_n * p.cluster_m * p.cluster_k;
-  const int rank = cluster_size > 1 ? static_cast<int>(ptx::cluster_ctarank()) : 0;
   const int sharers = p.cluster_n * p.cluster_m;
   int ring_bytes = p.stages * Kernel::kStageBytes;
   constexpr int kPartial = align_up(partial_bytes(kConfig), 1024);
@@ -381,10 +387,9 @@ __global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.
                       ring,
                       ptx::smem_address(smem),
                       smem,
-                      rank,
-                      static_cast<int>(blockIdx.x) / cluster_size,
-                      static_cast<int>(gridDim.x) / cluster_size,
-                      rank / sharers};
+                      ptx::cluster_ctaid(),
+                      ptx::clusterid_z(),
+                      ptx::nclusterid_z()};
   const int warpgroup = threadIdx.x / kWarpgroupThreads;
   if (warpgroup == Kernel::kConsumers) {
     ptx::setmaxnreg_dec<kProducerRegisters>();

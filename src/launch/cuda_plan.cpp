@@ -198,10 +198,11 @@ class CudaPlan final : public Plan::Impl {
   Status enqueue(const PreparedLaunch& launch, Params& params, cudaStream_t stream) const {
     cudaLaunchAttribute attrs[2];
     unsigned num_attrs = 0;
-    if (const int size = launch.config.cluster_size(); size > 1) {
+    if (launch.config.cluster_size() > 1) {
       attrs[num_attrs].id = cudaLaunchAttributeClusterDimension;
-      attrs[num_attrs].val.clusterDim.x = static_cast<unsigned>(size);
-      attrs[num_attrs].val.clusterDim.y = attrs[num_attrs].val.clusterDim.z = 1;
+      attrs[num_attrs].val.clusterDim.x = static_cast<unsigned>(launch.config.cluster_n);
+      attrs[num_attrs].val.clusterDim.y = static_cast<unsigned>(launch.config.cluster_m);
+      attrs[num_attrs].val.clusterDim.z = static_cast<unsigned>(launch.config.cluster_k);
       ++num_attrs;
     }
     if (params.pdl) {
@@ -210,7 +211,11 @@ class CudaPlan final : public Plan::Impl {
       ++num_attrs;
     }
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>(launch.geometry.grid_ctas));
+    // A CTA's place in its cluster is its place in the grid's x and y; clusters count along z.
+    config.gridDim =
+        dim3(static_cast<unsigned>(launch.config.cluster_n),
+             static_cast<unsigned>(launch.config.cluster_m),
+             static_cast<unsigned>(launch.geometry.clusters * launch.config.cluster_k));
     config.blockDim = dim3(static_cast<unsigned>(launch.geometry.threads));
     config.dynamicSmemBytes = static_cast<std::size_t>(launch.geometry.smem_bytes);
     config.stream = stream;

@@ -10,6 +10,7 @@ namespace mixgemm::launch {
 namespace {
 
 constexpr std::int64_t kMaxIndex = std::numeric_limits<std::int32_t>::max();
+constexpr std::int64_t kMaxGridZ = 65535;
 constexpr int kFlagsPerCta = 4;  // one per consumer warpgroup
 constexpr std::int64_t kSmallXBytes = 8 << 20;
 constexpr int kMaxBoxElems = 256;
@@ -31,7 +32,8 @@ bool aligned16(const void* pointer) { return reinterpret_cast<std::uintptr_t>(po
 
 bool Geometry::fits() const {
   return tiles_n <= kMaxIndex && tiles_m <= kMaxIndex && cluster_tiles <= kMaxIndex &&
-         grid_ctas <= kMaxIndex && stream_tiles * k_tiles <= kMaxIndex && k <= kMaxK;
+         grid_ctas <= kMaxIndex && clusters * cluster_k <= kMaxGridZ &&
+         stream_tiles * k_tiles <= kMaxIndex && k <= kMaxK;
 }
 
 std::int64_t flag_bytes(std::int64_t grid_ctas) {
@@ -61,6 +63,7 @@ Geometry geometry(const KernelConfig& c, const LaunchConfig& l, std::int64_t m, 
   } else {
     g.clusters = std::min(resident, g.cluster_tiles);
   }
+  g.cluster_k = l.cluster_k;
   g.grid_ctas = g.clusters * l.cluster_size();
   g.threads = num_threads(c);
   g.smem_bytes = tiled_smem_bytes(c, l);

@@ -20,6 +20,7 @@ struct Geometry {
   std::int64_t cluster_tiles = 0;  ///< tiles_n/cluster_n · tiles_m/cluster_m
   std::int64_t stream_tiles = 0;   ///< how many of them are split along K through the workspace
   std::int64_t clusters = 0;       ///< of the grid
+  int cluster_k = 1;
   std::int64_t grid_ctas = 0;
   int threads = 0;  ///< per CTA
   int smem_bytes = 0;
