@@ -200,9 +200,11 @@ struct StreamingKernel {
     }
   }
 
-  /// Adds one k-block of `strips` strips to their sums. x_sum: Σ x over all of K (column only).
+  /// Adds one k-block of a pass to its sums. x_sum: Σ x over all of K (column only). A last, short
+  /// pass multiplies what the stage happens to hold for the strips that it lacks: nobody stores
+  /// those sums, and a branch per strip would keep the strips' chains of MMAs from overlapping.
   __device__ __forceinline__ void multiply_block(const char* stage, std::uint32_t x_rows, int block,
-                                                 int strips, int first_k, int first_group,
+                                                 int first_k, int first_group,
                                                  Fragment (&sum)[kStrips], Fragment& x_sum) const {
     std::uint32_t x[kTokenTiles][2][4];  // [.][half of the k-block][two steps × two registers]
 #pragma unroll
@@ -233,7 +235,6 @@ struct StreamingKernel {
     }
 #pragma unroll
     for (int s = 0; s < kStrips; ++s) {
-      if (s >= strips) break;
       std::uint32_t words[4 * layout::planes(kBits)];
 #pragma unroll
       for (int plane = 0; plane < layout::planes(kBits); ++plane) {
@@ -445,7 +446,7 @@ __global__ void __launch_bounds__(streaming_threads(Variant::config),
       const std::uint32_t x_rows = kernel.ring_base + stage * stage_bytes + Kernel::kXOffset;
 #pragma unroll 1
       for (int block = 0; block < chunk.count; ++block) {
-        kernel.multiply_block(data, x_rows, block, strips, (chunk.first + block) * layout::kBlockK,
+        kernel.multiply_block(data, x_rows, block, (chunk.first + block) * layout::kBlockK,
                               first_group, sum, x_sum);
       }
       __syncwarp();  // every lane has read the stage
