@@ -122,7 +122,7 @@ class Kernel:
             warps = 4 * self.consumer_warpgroups
             return align_up(warps * self.tile_n * self.tile_m * 4 + 16 + warps * 16 * 8, 128)
         rows = self.tile_n if self.schedule == "pp" else self.tile_n // self.consumer_warpgroups
-        return 1024 + self.consumer_warpgroups * min(self.tile_m, 64) * (rows + 8) * 2 + 2 * 16 * 8
+        return 1024 + self.consumer_warpgroups * min(self.tile_m, 64) * (rows + 8) * 2 + (2 * 16 + 2) * 8
 
     def max_stages(self):
         """The deepest ring; streaming: that lets two grids share an SM, if two stages do."""
