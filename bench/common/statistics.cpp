@@ -34,7 +34,7 @@ double geometric_mean(const std::vector<double>& values) {
   return std::exp(sum / static_cast<double>(values.size()));
 }
 
-bool keeps_contract(const Error& error, const Error& dense) {
+bool keeps_contract(const ErrorNorms& error, const ErrorNorms& dense) {
   return error.bad == 0 && error.relative <= 1.05 * dense.relative + 1e-5 &&
          error.worst <= 2 * dense.worst + 1e-3;
 }

@@ -38,13 +38,13 @@ double geometric_mean(const std::vector<double>& values);
 
 /// The error contract of design §7, from sums over all elements of Y. `worst` is the largest
 /// absolute error, `scale` the root mean square of the reference.
-struct Error {
+struct ErrorNorms {
   double relative = 0;   ///< ‖y − ref‖ / ‖ref‖ (Frobenius)
   double worst = 0;      ///< max |y − ref| / rms(ref)
   std::int64_t bad = 0;  ///< elements that aren't finite, a poisoned one that stayed included
 };
 /// Whether `error` keeps the contract, given the error of the dense product in the same 16-bit type
 /// on the rounded weight: relative ≤ 1.05 × + 1e-5, worst ≤ 2 × + 1e-3, nothing non-finite.
-bool keeps_contract(const Error& error, const Error& dense);
+bool keeps_contract(const ErrorNorms& error, const ErrorNorms& dense);
 
 }  // namespace mixgemm::bench

@@ -35,4 +35,14 @@ __device__ __forceinline__ void cp_async_bulk(std::uint32_t dst, const void* src
       : "memory");
 }
 
+/// The same under L2's default policy.
+__device__ __forceinline__ void cp_async_bulk(std::uint32_t dst, const void* src,
+                                              std::uint32_t bytes, std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(dst),
+      "l"(src), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
 }  // namespace mixgemm::ptx

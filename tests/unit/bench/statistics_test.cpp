@@ -52,7 +52,7 @@ TEST(GeometricMean, OfPowers) {
 }
 
 TEST(Contract, RefusesWrongSumsSingleElementsAndPoison) {
-  const Error dense{.relative = 3e-4, .worst = 2e-3, .bad = 0};
+  const ErrorNorms dense{.relative = 3e-4, .worst = 2e-3, .bad = 0};
   EXPECT_TRUE(keeps_contract({3e-4, 2e-3, 0}, dense));
   EXPECT_TRUE(keeps_contract({3.2e-4, 4.9e-3, 0}, dense));
   EXPECT_FALSE(keeps_contract({3.3e-4, 2e-3, 0}, dense));
