@@ -31,7 +31,7 @@ struct GpuFacts {
 /// One configuration at one token count of the loaded layer.
 struct Measurement {
   std::int64_t m = 0;
-  std::string kernel;  ///< kernel or configuration id; empty: what the plan picks
+  std::string kernel = {};  ///< kernel or configuration id; empty: what the plan picks
   bool pdl = true;
   Protocol protocol = {};
 };
