@@ -31,6 +31,7 @@ Function symbol(void* library, const char* name) {
 bool inspect(void* library, const std::string& file, Blas& blas) {
   blas.sgemm = symbol<SgemmFunction>(library, "sgemm_");
   if (!blas.sgemm) return false;
+  blas.library = library;
   blas.fast = true;
   if (auto config = symbol<char* (*)()>(library, "openblas_get_config")) {
     // "OpenBLAS 0.3.21 NO_LAPACKE DYNAMIC_ARCH ...": the first two words are its name.

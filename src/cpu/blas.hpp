@@ -19,6 +19,7 @@ using SgemmFunction = void (*)(const char* transa, const char* transb, const std
                                std::size_t transb_length);
 
 struct Blas {
+  void* library = nullptr;        ///< dlopen's handle, never closed
   SgemmFunction sgemm = nullptr;  ///< null: there is none
   bool fast = false;              ///< a known optimized library, not a reference implementation
   std::string description;        ///< its name and file, or why there is none

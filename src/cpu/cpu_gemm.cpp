@@ -68,7 +68,7 @@ constexpr std::int64_t kStripsPerTask = 8;
 /// Rows of X per pass over the weight: at least one full tile, at most what the workspace is for.
 /// Depends on the largest tile of any instruction set, so that a plan's workspace fits them all.
 std::int64_t simd_rows_per_pass(const Problem& problem) {
-  constexpr std::int64_t kLargestTile = 24;
+  constexpr std::int64_t kLargestTile = 8;
   const std::int64_t row_bytes =
       layout::num_k_blocks(problem.k) * layout::kBlockK * std::int64_t{sizeof(float)};
   return std::min(problem.m, std::max(kLargestTile, kSimdWorkspaceBytes / row_bytes));
@@ -193,7 +193,7 @@ void gemm_blas(const Problem& problem, const RunArgs& args, const Blas& blas, in
 
 // From this many rows on, sgemm on dequantized panels is faster than the fused kernel
 // (bench/cpu_bench.cpp).
-constexpr std::int64_t kMinRowsForBlas = 48;
+constexpr std::int64_t kMinRowsForBlas = 128;
 
 }  // namespace
 

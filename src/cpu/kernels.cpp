@@ -15,6 +15,7 @@
 #define HWY_TARGET_INCLUDE "cpu/kernels.cpp"
 #include "hwy/foreach_target.h"  // IWYU pragma: keep
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 // After highway.h:
 #include "hwy/contrib/math/math-inl.h"
@@ -53,9 +54,9 @@ constexpr bool kHasTable16 = kLanes == 16;
 #define MIXGEMM_HAS_F16C (HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_AVX3)
 
 // Rows of X per tile: two weight rows' sums for each of them stay in registers.
-constexpr int kMaxTileRows = kLanes == 16 ? 12 : 4;
+constexpr int kMaxTileRows = kLanes == 16 ? 8 : 4;
 
-// K is walked in chunks of this many k-blocks: the tile's activations (12 rows × 256 × 4 B) stay in
+// K is walked in chunks of this many k-blocks: the tile's activations (8 rows × 256 × 4 B) stay in
 // L1 while the 16 weight rows pass.
 constexpr int kChunkBlocks = 4;
 constexpr int kBlockFloats = layout::kBlockK;
@@ -205,11 +206,12 @@ struct ChunkScales {
 
   void load(const Strip& strip, std::int64_t block_begin, int num_blocks) {
     if constexpr (!kSmallGroups) {
-      const std::int64_t blocks_per_group =
-          strip.spec.group_size == 0 ? layout::num_k_blocks(strip.k) : strip.spec.group_size / 64;
+      // Shifts, because a 64-bit division per k-block would cost as much as its multiply-adds.
+      const int shift = strip.spec.group_size == 128 ? 1 : 0;
+      const bool per_column = strip.spec.group_size == 0;
       std::int64_t previous = -1;
       for (int b = 0; b < num_blocks; ++b) {
-        const std::int64_t group = (block_begin + b) / blocks_per_group;
+        const std::int64_t group = per_column ? 0 : (block_begin + b) >> shift;
         if (group == previous) {
           std::memcpy(scale + 16 * b, scale + 16 * (b - 1), 16 * sizeof(float));
           std::memcpy(offset + 16 * b, offset + 16 * (b - 1), 16 * sizeof(float));
@@ -219,30 +221,46 @@ struct ChunkScales {
         previous = group;
       }
     } else {
-      const int group_size = strip.spec.group_size;
-      const std::int64_t groups = num_groups(strip.k, group_size);
       for (int b = 0; b < num_blocks; ++b) {
-        for (int step = 0; step < 4; ++step) {
-          const std::int64_t group = ((block_begin + b) * 64 + step * 16) / group_size;
-          // NOTE: beyond K there is no group to read. Zeros keep the padding's products zero.
-          HWY_ALIGN float s[16] = {};
-          HWY_ALIGN float o[16] = {};
-          if (group < groups) convert_group(strip, group, s, o);
-          for (int row = 0; row < 16; ++row) {
-            // int4: word i of a row group belongs to step i % 4. int8: plane step / 2, words
-            // 2·(step % 2) and the next.
-            const int at = ((b * 16 + row) * kPlanes + (kBits == 8 ? step / 2 : 0)) * 4;
-            if constexpr (kBits == 4) {
-              scale[at + step] = s[row];
-              offset[at + step] = o[row];
-            } else {
-              const int word = 2 * (step % 2);
-              scale[at + word] = scale[at + word + 1] = s[row];
-              offset[at + word] = offset[at + word + 1] = o[row];
-            }
+        HWY_ALIGN float s[4][16];
+        HWY_ALIGN float o[4][16];
+        for (int step = 0; step < 4; ++step) convert_step(strip, block_begin + b, step, s, o);
+        // int4: word i of a row group belongs to step i % 4. int8: words 0, 1, 2, 3 of plane p
+        // belong to steps 2p, 2p, 2p + 1, 2p + 1.
+        for (int plane = 0; plane < kPlanes; ++plane) {
+          for (int i = 0; i < 16; i += kLanes) {
+            const auto interleave = [&](const float(&from)[4][16], float* to) HWY_ATTR {
+              const auto of_word = [&](int word) HWY_ATTR {
+                return hn::Load(DF(), from[kBits == 4 ? word : 2 * plane + word / 2] + i);
+              };
+              hn::StoreInterleaved4(of_word(0), of_word(1), of_word(2), of_word(3), DF(),
+                                    to + ((b * kPlanes + plane) * 16 + i) * 4);
+            };
+            interleave(s, scale);
+            interleave(o, offset);
           }
         }
       }
+    }
+  }
+
+  /// Scales of k16 step `step` of a block, for groups of 16 and 32.
+  static void convert_step(const Strip& strip, std::int64_t block, int step, float (&s)[4][16],
+                           float (&o)[4][16]) {
+    const int shift = strip.spec.group_size == 32 ? 1 : 0;
+    if (shift == 1 && step % 2 == 1) {
+      std::memcpy(s[step], s[step - 1], sizeof(s[step]));
+      std::memcpy(o[step], o[step - 1], sizeof(o[step]));
+      return;
+    }
+    const std::int64_t k16_step = 4 * block + step;
+    const std::int64_t group = k16_step >> shift;
+    if (k16_step * 16 < strip.k) {
+      convert_group(strip, group, s[step], o[step]);
+    } else {
+      // NOTE: beyond K there is no group to read. Zeros keep the padding's products zero.
+      std::memset(s[step], 0, sizeof(s[step]));
+      std::memset(o[step], 0, sizeof(o[step]));
     }
   }
 
@@ -251,7 +269,7 @@ struct ChunkScales {
     if constexpr (!kSmallGroups) {
       return hn::Set(DF(), values[16 * block + row]);
     } else {
-      const float* four = values + ((block * 16 + row) * kPlanes + plane) * 4;
+      const float* four = values + ((block * kPlanes + plane) * 16 + row) * 4;
       if constexpr (kLanes >= 4) {
         return hn::LoadDup128(DF(), four);
       } else {
@@ -283,6 +301,11 @@ struct RowDequantizer {
     if constexpr (kTable) {
       return hn::TableLookupLanes(scale, hn::IndicesFromVec(DF(), shifted));
     }
+    if constexpr (kBits == 4) {
+      const VF codes =
+          hn::TableLookupLanes(hn::Iota(DF(), 0.0f), hn::IndicesFromVec(DF(), shifted));
+      return hn::MulAdd(codes, scale, offset);
+    }
 #endif
     const VU codes =
         kShift + kBits == 32 ? shifted : hn::And(shifted, hn::Set(DU(), (1u << kBits) - 1));
@@ -308,6 +331,18 @@ HWY_INLINE void for_each_weight(VU words, const Row& row_g, const Row& row_g8, i
 
 // ---- multiply -----------------------------------------------------------------------------------
 
+// Codes are asked for this far ahead. A chunk's cells are read in eight passes, one row group each,
+// which hardware prefetchers don't recognize as a stream.
+constexpr std::int64_t kPrefetchBytes = 4096;
+
+/// Asks for an eighth of the chunk at `cells`: row group g's share of the work. Prefetching past
+/// the end of the weight is harmless.
+template <int kCellBytes>
+HWY_INLINE void prefetch_chunk(const std::uint8_t* cells, int g) {
+  constexpr int kShare = kChunkBlocks * kCellBytes / 8;
+  for (int i = 0; i < kShare; i += 64) hwy::Prefetch(cells + g * kShare + i);
+}
+
 template <int kBits, bool kSmallGroups, int kRows>
 HWY_NOINLINE void multiply_tile(const Strip& strip, const float* HWY_RESTRICT x,
                                 float* HWY_RESTRICT out) {
@@ -324,6 +359,7 @@ HWY_NOINLINE void multiply_tile(const Strip& strip, const float* HWY_RESTRICT x,
     const std::uint8_t* cells = strip.codes + chunk * kCellBytes;
     const float* x_chunk = x + chunk * (kRows * kBlockFloats);
     for (int g = 0; g < 8; ++g) {
+      prefetch_chunk<kCellBytes>(cells + kPrefetchBytes, g);
       float* sums_g = sums + g * kRows * kLanes;
       float* sums_g8 = sums + (g + 8) * kRows * kLanes;
       VF acc_g[kRows], acc_g8[kRows];
@@ -342,10 +378,10 @@ HWY_NOINLINE void multiply_tile(const Strip& strip, const float* HWY_RESTRICT x,
                 cells + b * kCellBytes + plane * layout::kPlaneBytes + g * 64);
             for_each_weight<kBits>(hn::LoadU(DU(), words + part * kLanes), row_g, row_g8, plane,
                                    [&](int q, VF w_g, VF w_g8) HWY_ATTR {
+                                     const float* x_words = x_block + q * 16 + part * kLanes;
                                      HWY_UNROLL(16)
                                      for (int m = 0; m < kRows; ++m) {
-                                       const VF xv = hn::Load(DF(), x_block + m * kBlockFloats +
-                                                                        q * 16 + part * kLanes);
+                                       const VF xv = hn::Load(DF(), x_words + m * kBlockFloats);
                                        acc_g[m] = hn::MulAdd(w_g, xv, acc_g[m]);
                                        acc_g8[m] = hn::MulAdd(w_g8, xv, acc_g8[m]);
                                      }
