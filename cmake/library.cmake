@@ -17,8 +17,10 @@ if(BUILD_SHARED_LIBS)
   # Visibility hides our internals; the version script also hides what templates of the standard
   # library leave behind. Undefined references are errors here rather than in the user's link.
   set(mixgemm_symbols ${PROJECT_SOURCE_DIR}/cmake/symbols.map)
-  target_link_options(mixgemm PRIVATE LINKER:--version-script=${mixgemm_symbols}
-    $<$<NOT:$<BOOL:${MIXGEMM_SANITIZE}>>:LINKER:-z,defs>)
+  target_link_options(mixgemm PRIVATE LINKER:--version-script=${mixgemm_symbols})
+  if(NOT MIXGEMM_SANITIZE)  # the sanitizers' run-time symbols come with the program
+    target_link_options(mixgemm PRIVATE LINKER:-z,defs)
+  endif()
   set_property(TARGET mixgemm APPEND PROPERTY LINK_DEPENDS ${mixgemm_symbols})
 else()
   # In a static library the API is hidden too, so that a shared library that contains it doesn't
