@@ -41,6 +41,36 @@ struct mixgemm_plan {
 
 namespace {
 
+// The C enumerators are the C++ ones.
+template <class Enum>
+constexpr bool same(int c, Enum cpp) {
+  return c == static_cast<int>(cpp);
+}
+static_assert(same(MIXGEMM_OK, StatusCode::ok));
+static_assert(same(MIXGEMM_INVALID_ARGUMENT, StatusCode::invalid_argument));
+static_assert(same(MIXGEMM_UNSUPPORTED, StatusCode::unsupported));
+static_assert(same(MIXGEMM_NOT_FOUND, StatusCode::not_found));
+static_assert(same(MIXGEMM_IO_ERROR, StatusCode::io_error));
+static_assert(same(MIXGEMM_CORRUPT_DATA, StatusCode::corrupt_data));
+static_assert(same(MIXGEMM_VERSION_MISMATCH, StatusCode::version_mismatch));
+static_assert(same(MIXGEMM_OUT_OF_MEMORY, StatusCode::out_of_memory));
+static_assert(same(MIXGEMM_DEVICE_ERROR, StatusCode::device_error));
+static_assert(same(MIXGEMM_INTERNAL, StatusCode::internal));
+static_assert(same(MIXGEMM_F16, mixgemm::DataType::f16));
+static_assert(same(MIXGEMM_BF16, mixgemm::DataType::bf16));
+static_assert(same(MIXGEMM_F32, mixgemm::DataType::f32));
+static_assert(same(MIXGEMM_INT4, mixgemm::WeightType::int4));
+static_assert(same(MIXGEMM_INT8, mixgemm::WeightType::int8));
+static_assert(same(MIXGEMM_ZERO_NONE, mixgemm::ZeroKind::none));
+static_assert(same(MIXGEMM_ZERO_INTEGER, mixgemm::ZeroKind::integer));
+static_assert(same(MIXGEMM_ZERO_SCALED, mixgemm::ZeroKind::scaled));
+static_assert(same(MIXGEMM_ACTIVATION_NONE, mixgemm::Activation::none));
+static_assert(same(MIXGEMM_ACTIVATION_RELU, mixgemm::Activation::relu));
+static_assert(same(MIXGEMM_ACTIVATION_GELU, mixgemm::Activation::gelu));
+static_assert(same(MIXGEMM_ACTIVATION_SILU, mixgemm::Activation::silu));
+static_assert(same(MIXGEMM_CPU, mixgemm::Device::cpu));
+static_assert(same(MIXGEMM_CUDA, mixgemm::Device::cuda));
+
 // ------------------------------------------------------------------ errors
 
 thread_local std::string last_error;
