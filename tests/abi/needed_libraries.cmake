@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+cmake_minimum_required(VERSION 3.25)
 # LIBRARY is called SONAME and needs the C and C++ runtimes alone.
 execute_process(COMMAND ${READELF} -dW ${LIBRARY}
   OUTPUT_VARIABLE dynamic COMMAND_ERROR_IS_FATAL ANY)

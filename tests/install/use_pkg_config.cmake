@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+cmake_minimum_required(VERSION 3.25)
 # Builds both examples with what pkg-config says alone, and runs them.
 file(GLOB_RECURSE pc ${PREFIX}/mixgemm.pc)
 get_filename_component(pc_dir "${pc}" DIRECTORY)
