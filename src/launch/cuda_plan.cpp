@@ -55,17 +55,18 @@ using LaunchPtr = std::shared_ptr<const PreparedLaunch>;
 
 Result<LaunchPtr> prepare(const DeviceContext& device, const KernelEntry& entry,
                           const LaunchConfig& config, const Problem& problem) {
-  const auto resident = resident_clusters(device, entry, config);
+  const auto resident = resident_clusters(device, entry, config, problem.m);
   if (!resident) return resident.status();
   const auto made = std::make_shared<PreparedLaunch>();
   made->config = config;
   made->geometry =
       launch::geometry(entry.config, config, problem.m, problem.n, problem.k, *resident);
   if (const launch::Geometry& g = made->geometry; !g.fits()) {
-    return Status(StatusCode::unsupported,
-                  fmt::format("{}: K = {} and {} x {} tiles of M = {}, N = {} exceed what a launch "
-                              "can index (K up to 2^30, 2^31 tiles)",
-                              entry.id, problem.k, g.tiles_m, g.tiles_n, problem.m, problem.n));
+    return Status(
+        StatusCode::unsupported,
+        fmt::format("{}: K = {}, {} x {} tiles of M = {}, N = {} and {} CTAs along z exceed "
+                    "what a launch can index (K up to 2^30, 2^31 tiles, 65535 CTAs)",
+                    entry.id, problem.k, g.tiles_m, g.tiles_n, problem.m, problem.n, g.grid_z));
   }
   made->params = launch::params_template(entry.config, config, problem, made->geometry);
   return LaunchPtr(made);
@@ -179,6 +180,7 @@ class CudaPlan final : public Plan::Impl {
 
   Status encode_maps(const PreparedLaunch& launch, const RunArgs& args, bool tma, Params& p) const {
     const KernelConfig& c = entry_.config;
+    if (!select::is_tiled(c)) return Status();  // the streaming kernel copies by address
     if (tma) {
       const auto shape = launch::x_map(c, launch.config, problem(), args.x, args.ldx);
       if (Status s = encode(shape, p.x_map); !s) return s;
@@ -212,10 +214,9 @@ class CudaPlan final : public Plan::Impl {
     }
     cudaLaunchConfig_t config = {};
     // A CTA's place in its cluster is its place in the grid's x and y; clusters count along z.
-    config.gridDim =
-        dim3(static_cast<unsigned>(launch.config.cluster_n),
-             static_cast<unsigned>(launch.config.cluster_m),
-             static_cast<unsigned>(launch.geometry.clusters * launch.config.cluster_k));
+    config.gridDim = dim3(static_cast<unsigned>(launch.config.cluster_n),
+                          static_cast<unsigned>(launch.config.cluster_m),
+                          static_cast<unsigned>(launch.geometry.grid_z));
     config.blockDim = dim3(static_cast<unsigned>(launch.geometry.threads));
     config.dynamicSmemBytes = static_cast<std::size_t>(launch.geometry.smem_bytes);
     config.stream = stream;
@@ -393,11 +394,10 @@ std::vector<KernelInfo> kernels() {
     info.device = Device::cuda;
     info.arch = entry.config.arch;
     info.reason = entry.reason;
-    if (select::is_tiled(entry.config)) {
-      LaunchConfig l;
-      l.stages = max_stages(entry.config);
-      info.shared_bytes = static_cast<std::size_t>(tiled_smem_bytes(entry.config, l));
-    }
+    LaunchConfig l;
+    l.stages = select::deepest_ring(entry.config, entry.config.tile_m);
+    info.shared_bytes =
+        static_cast<std::size_t>(launch::smem_bytes(entry.config, l, entry.config.tile_m));
     if (device && (*device)->arch == entry.config.arch) {
       cudaFuncAttributes attributes = {};
       if (cudaFuncGetAttributes(&attributes, entry.function) == cudaSuccess) {

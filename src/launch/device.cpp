@@ -11,6 +11,8 @@
 #include <tuple>
 #include <utility>
 
+#include "launch/geometry.hpp"
+
 namespace mixgemm::cuda {
 namespace {
 
@@ -40,16 +42,20 @@ Status allow_shared_memory(int device, const KernelEntry& entry) {
   return Status();
 }
 
-Result<int> ask_resident_clusters(const KernelEntry& entry, const LaunchConfig& l, int num_sms) {
+Result<int> ask_resident_clusters(const KernelEntry& entry, const LaunchConfig& l, std::int64_t m,
+                                  int num_sms) {
   const int size = l.cluster_size();
+  const launch::Geometry g = launch::geometry(entry.config, l, m, 1, 1, 1);
   cudaLaunchAttribute attr[1];
   attr[0].id = cudaLaunchAttributeClusterDimension;
-  attr[0].val.clusterDim.x = static_cast<unsigned>(size);
-  attr[0].val.clusterDim.y = attr[0].val.clusterDim.z = 1;
+  attr[0].val.clusterDim.x = static_cast<unsigned>(l.cluster_n);
+  attr[0].val.clusterDim.y = static_cast<unsigned>(l.cluster_m);
+  attr[0].val.clusterDim.z = static_cast<unsigned>(l.cluster_k);
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(num_sms / size * size));
-  config.blockDim = dim3(static_cast<unsigned>(num_threads(entry.config)));
-  config.dynamicSmemBytes = static_cast<std::size_t>(tiled_smem_bytes(entry.config, l));
+  config.gridDim = dim3(static_cast<unsigned>(l.cluster_n), static_cast<unsigned>(l.cluster_m),
+                        static_cast<unsigned>(num_sms / size * l.cluster_k));
+  config.blockDim = dim3(static_cast<unsigned>(g.threads));
+  config.dynamicSmemBytes = static_cast<std::size_t>(g.smem_bytes);
   config.attrs = attr;
   config.numAttrs = 1;
   int clusters = 0;
@@ -92,7 +98,7 @@ select::DeviceFacts ask_facts(int device) {
         LaunchConfig l;
         l.cluster_k = size;
         l.stages = max_stages(it->config);
-        const auto asked = ask_resident_clusters(*it, l, facts.num_sms);
+        const auto asked = ask_resident_clusters(*it, l, 1, facts.num_sms);
         clusters = asked ? *asked : 0;
       }
       facts
@@ -181,22 +187,28 @@ Result<const DeviceContext*> current_device() {
 }
 
 Result<int> resident_clusters(const DeviceContext& device, const KernelEntry& entry,
-                              const LaunchConfig& l) {
+                              const LaunchConfig& l, std::int64_t m) {
   static std::mutex mutex;
-  static std::map<std::tuple<int, const void*, int, int>, int> known;
+  static std::map<std::tuple<int, const void*, int, std::int64_t>, int> known;
   const std::tuple key{device.ordinal, entry.function, l.cluster_size(),
-                       tiled_smem_bytes(entry.config, l)};
+                       launch::smem_bytes(entry.config, l, m)};
   {
     std::lock_guard lock(mutex);
     if (const auto it = known.find(key); it != known.end()) return it->second;
   }
   if (Status s = allow_shared_memory(device.ordinal, entry); !s) return s;
-  const auto asked = ask_resident_clusters(entry, l, device.facts.num_sms);
-  if (asked) {
-    std::lock_guard lock(mutex);
-    known[key] = *asked;
+  const auto asked = ask_resident_clusters(entry, l, m, device.facts.num_sms);
+  if (!asked) return asked;
+  int clusters = *asked;
+  if (entry.config.schedule == Schedule::streaming) {
+    // Its rings leave room for the next launch's, which is not to be filled with this launch's
+    // CTAs.
+    clusters = std::min(
+        clusters, std::max(1, device.facts.resident(entry.config.ctas_per_sm, l.cluster_size())));
   }
-  return asked;
+  std::lock_guard lock(mutex);
+  known[key] = clusters;
+  return clusters;
 }
 
 }  // namespace mixgemm::cuda

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
 #include <string_view>
 
 #include "kernel_config.hpp"
@@ -41,9 +42,9 @@ const char* why_no_kernels(int arch);
 /// The registry by families; built on first use.
 const select::KernelIndex& kernel_index();
 
-/// Clusters of this launch that the device holds at once: at least 1, or an error where it can't be
-/// launched at all. Remembered. Also lets the kernel use all the shared memory, once per device.
+/// Clusters of this launch that should be at work at once: at least 1, or an error where it can't
+/// be launched at all. Remembered. Also lets the kernel use all the shared memory, once per device.
 Result<int> resident_clusters(const DeviceContext& device, const KernelEntry& entry,
-                              const LaunchConfig& launch);
+                              const LaunchConfig& launch, std::int64_t m);
 
 }  // namespace mixgemm::cuda

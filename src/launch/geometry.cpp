@@ -32,17 +32,33 @@ bool aligned16(const void* pointer) { return reinterpret_cast<std::uintptr_t>(po
 
 bool Geometry::fits() const {
   return tiles_n <= kMaxIndex && tiles_m <= kMaxIndex && cluster_tiles <= kMaxIndex &&
-         grid_ctas <= kMaxIndex && clusters * cluster_k <= kMaxGridZ &&
-         stream_tiles * k_tiles <= kMaxIndex && k <= kMaxK;
+         grid_z <= kMaxGridZ && stream_tiles * k_tiles <= kMaxIndex && k <= kMaxK;
 }
 
 std::int64_t flag_bytes(std::int64_t grid_ctas) {
   return round_up(grid_ctas * kFlagsPerCta * static_cast<std::int64_t>(sizeof(std::uint64_t)), 256);
 }
 
+std::int64_t smem_bytes(const KernelConfig& c, const LaunchConfig& l, std::int64_t m) {
+  if (c.schedule != Schedule::streaming) return tiled_smem_bytes(c, l);
+  return streaming_smem_bytes(c, l.stages, static_cast<int>(std::min<std::int64_t>(m, c.tile_m)));
+}
+
 Geometry geometry(const KernelConfig& c, const LaunchConfig& l, std::int64_t m, std::int64_t n,
                   std::int64_t k, int resident_clusters) {
   Geometry g;
+  g.smem_bytes = static_cast<int>(smem_bytes(c, l, m));
+  if (c.schedule == Schedule::streaming) {
+    g.tiles_n = g.cluster_tiles = layout::num_strips(n);
+    g.tiles_m = 1;
+    g.k = k;
+    g.k_tiles = ceil_div(k, c.tile_k);
+    g.clusters = std::min<std::int64_t>(std::max(1, resident_clusters), g.cluster_tiles);
+    g.grid_ctas = g.clusters * l.cluster_size();
+    g.grid_z = g.clusters * l.cluster_k;
+    g.threads = streaming_threads(c);
+    return g;
+  }
   g.tiles_n = round_up(ceil_div(n, c.tile_n), l.cluster_n);
   g.tiles_m = round_up(ceil_div(m, c.tile_m), l.cluster_m);
   g.k = k;
@@ -63,10 +79,9 @@ Geometry geometry(const KernelConfig& c, const LaunchConfig& l, std::int64_t m, 
   } else {
     g.clusters = std::min(resident, g.cluster_tiles);
   }
-  g.cluster_k = l.cluster_k;
   g.grid_ctas = g.clusters * l.cluster_size();
+  g.grid_z = g.clusters * l.cluster_k;
   g.threads = num_threads(c);
-  g.smem_bytes = tiled_smem_bytes(c, l);
   if (g.stream_tiles > 0) {
     g.workspace_bytes = flag_bytes(g.grid_ctas) + g.grid_ctas * c.tile_n * c.tile_m *
                                                       static_cast<std::int64_t>(sizeof(float));

@@ -20,19 +20,23 @@ struct Geometry {
   std::int64_t cluster_tiles = 0;  ///< tiles_n/cluster_n · tiles_m/cluster_m
   std::int64_t stream_tiles = 0;   ///< how many of them are split along K through the workspace
   std::int64_t clusters = 0;       ///< of the grid
-  int cluster_k = 1;
-  std::int64_t grid_ctas = 0;
+  std::int64_t grid_ctas = 0;      ///< cluster_n × cluster_m × grid_z
+  std::int64_t grid_z = 0;
   int threads = 0;  ///< per CTA
   int smem_bytes = 0;
   std::int64_t workspace_bytes = 0;
 
-  /// Do all counts fit the kernel's 32-bit indices?
+  /// Do all counts fit the kernel's 32-bit indices and a grid's 65535 along z?
   bool fits() const;
 };
 
-/// resident_clusters: how many clusters of this configuration the device holds at once, ≥ 1.
+/// resident_clusters: how many clusters of this configuration should be at work at once, ≥ 1. The
+/// streaming kernel has strips for tiles; its M must not exceed tile_m.
 Geometry geometry(const KernelConfig& config, const LaunchConfig& launch, std::int64_t m,
                   std::int64_t n, std::int64_t k, int resident_clusters);
+
+/// Dynamic shared memory of a launch, for M tokens.
+std::int64_t smem_bytes(const KernelConfig& config, const LaunchConfig& launch, std::int64_t m);
 
 /// Bytes of the flags in front of the partial tiles, for a grid that splits K.
 std::int64_t flag_bytes(std::int64_t grid_ctas);

@@ -22,7 +22,16 @@ constexpr double kPartialBytesPerClk = 16;    // fp32 partial tiles, through L2 
 constexpr double kEpilogueClks = 500;         // barriers and latency of an epilogue
 constexpr double kClusterSumClks = 1200;      // two cluster barriers
 constexpr double kWorkspaceSumClks = 2200;    // flag written, seen, and the partial read back
-constexpr double kFixedUs = 2.6;              // launch, prologue, tensor-map fetch, first bytes
+// What a tiled kernel makes of HBM next to one that only reads (drafts at M = 16).
+constexpr double kTiledHbmInefficiency = 1.15;
+constexpr double kFixedUs = 2.6;  // launch, prologue, tensor-map fetch, first bytes
+
+// The streaming kernel (drafts on an H100: 1.33 x the floor at M = 1, 1.53 at 8).
+constexpr double kStreamingFixedUs = 1.7;
+constexpr double kStreamingInefficiency = 1.08;  // of the stream, next to a kernel that only reads
+constexpr double kStreamingIssueFactor = 1.6;    // clocks per instruction a scheduler
+constexpr double kStreamingPassClks = 700;       // exchange of a pass's sums between warps
+constexpr double kStreamingClusterClks = 900;    // the same between CTAs
 
 // The tensor core and the dequantizer of one SM. One step = 64 weight rows × 16 k of one warpgroup;
 // its MMA takes tile_m/2 clocks, of which 91 % can be had.
@@ -56,15 +65,16 @@ double math_clks_per_stage(const KernelConfig& c, int ctas) {
 
 /// What of a kernel's cost doesn't depend on launch or problem.
 struct KernelCost {
-  double math_clks[2];    ///< per stage, with one CTA on the SM and with two
-  double x_bytes = 0;     ///< of a stage
-  double w_bytes = 0;     ///< of a stage, scales and zeros included
-  double tile_bytes = 0;  ///< of Y
-  int tiles_at_once = 1;  ///< tiles that a CTA works on
+  double math_clks[2] = {0, 0};  ///< per stage, with one CTA on the SM and with two
+  double x_bytes = 0;            ///< of a stage
+  double w_bytes = 0;            ///< of a stage, scales and zeros included
+  double tile_bytes = 0;         ///< of Y
+  int tiles_at_once = 1;         ///< tiles that a CTA works on
 };
 
 KernelCost kernel_cost(const KernelConfig& c, const Problem& problem) {
   KernelCost cost;
+  if (!is_tiled(c)) return cost;
   cost.math_clks[0] = math_clks_per_stage(c, 1);
   cost.math_clks[1] = c.ctas_per_sm == 2 ? math_clks_per_stage(c, 2) : cost.math_clks[0];
   cost.x_bytes = x_stage_bytes(c);
@@ -89,8 +99,54 @@ double hbm_bytes(const KernelConfig& c, const LaunchConfig& l, const Problem& p,
   return w * bands + xy;
 }
 
+/// The streaming kernel: its bytes through HBM and L2, its instructions, and the exchange of sums.
+Estimate evaluate_streaming(const KernelConfig& c, const LaunchConfig& l, const Problem& p,
+                            const DeviceFacts& device) {
+  const double clk_us = 1.0 / device.clock_mhz;
+  const int resident = std::max(1, device.resident(c.ctas_per_sm, l.cluster_k));
+  const launch::Geometry g = launch::geometry(c, l, p.m, p.n, p.k, resident);
+  const double m = static_cast<double>(p.m), k = static_cast<double>(p.k);
+  const int per_sm = g.grid_ctas > device.num_sms ? c.ctas_per_sm : 1;
+
+  // The cluster with the most strips, and its passes.
+  const double strips =
+      std::ceil(static_cast<double>(g.cluster_tiles) / static_cast<double>(g.clusters));
+  const double passes = std::ceil(strips / (c.tile_n / 16.0));
+  const int group = p.weight.group_size;
+  const double values = p.weight.zero == ZeroKind::none ? 2 : 4;
+  const double strip_bytes =
+      16 * (k * bits_of(c.weight) / 8 + (group == 0 ? 1 : k / group) * values);
+  const double cta_w = strips * strip_bytes / l.cluster_k * per_sm;
+  const double cta_x = passes * m * k * 2 / l.cluster_k * per_sm;
+
+  // Instructions of a strip and k-block: loads and masks, MMAs, and the scaling of sums.
+  const double token_tiles = std::ceil(m / 8);
+  const double flushes = c.quant == Quant::column ? 0 : c.fine_groups ? 4 : 1;
+  const double per_strip =
+      28 * dequant_weight(c) + 4 * token_tiles + flushes * (14 + 8 * token_tiles);
+  const double per_pass = 12 + 6 * token_tiles;
+  const double k_blocks = std::ceil(k / 64) / l.cluster_k;
+  const double instructions = k_blocks * (strips * per_strip + passes * per_pass) * per_sm;
+
+  Estimate e;
+  e.fixed_us = kStreamingFixedUs;
+  e.stream_us =
+      std::max(static_cast<double>(g.cluster_tiles) * strip_bytes, cta_w * device.num_sms * 0.5) /
+      device.dram_bytes_per_us * kStreamingInefficiency;
+  const double l2 = (cta_w + cta_x) / kL2BytesPerClk;
+  const double math = instructions / 4 * kStreamingIssueFactor;  // four schedulers
+  e.loop_us = std::max(l2, math) * clk_us;
+  e.bound = e.stream_us > e.loop_us ? "HBM" : math > l2 ? "math" : "L2";
+  e.output_us = passes * (kStreamingPassClks + 4 * m) * clk_us;
+  e.reduce_us = l.cluster_k > 1 ? passes * kStreamingClusterClks * clk_us : 0;
+  e.total_us = e.fixed_us + std::max(e.loop_us, e.stream_us) +
+               0.25 * std::min(e.loop_us, e.stream_us) + e.output_us + e.reduce_us;
+  return e;
+}
+
 Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchConfig& l,
                   const Problem& p, const DeviceFacts& device) {
+  if (c.schedule == Schedule::streaming) return evaluate_streaming(c, l, p, device);
   const double clk_us = 1.0 / device.clock_mhz;
   const int size = l.cluster_size();
   const int resident = std::max(1, device.resident(c.ctas_per_sm, size));
@@ -146,7 +202,7 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
 
   Estimate e;
   e.fixed_us = kFixedUs;
-  e.stream_us = hbm_bytes(c, l, p, g.tiles_m) / device.dram_bytes_per_us;
+  e.stream_us = hbm_bytes(c, l, p, g.tiles_m) / device.dram_bytes_per_us * kTiledHbmInefficiency;
   e.loop_us = stages * stage_clks * clk_us;
   e.output_us = epilogues * (kEpilogueClks + cost.tile_bytes / kStoreBytesPerClk * per_sm) * clk_us;
   e.reduce_us = sum_clks * clk_us;
@@ -177,6 +233,7 @@ int raster_band(const KernelConfig& c, const LaunchConfig& l, std::int64_t tiles
 
 /// Kernels whose token tile wastes most of its MMA while a narrower one exists aren't evaluated.
 bool worth_considering(const KernelConfig& c, const Problem& p, int narrowest_fit) {
+  if (!is_tiled(c)) return why_unfit(c, p) == nullptr;
   if (c.tile_m > narrowest_fit && c.tile_m > 2 * std::max<std::int64_t>(p.m, 8)) return false;
   return p.m < 1024 || c.tile_m >= 64 || narrowest_fit < 64;
 }
@@ -184,11 +241,20 @@ bool worth_considering(const KernelConfig& c, const Problem& p, int narrowest_fi
 template <class Visit>
 void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts& device,
                      const Visit& visit) {
-  const int deepest = max_stages(c);
+  const int deepest = deepest_ring(c, p.m);
   const std::int64_t tiles_n = (p.n + c.tile_n - 1) / c.tile_n;
   const std::int64_t tiles_m = (p.m + c.tile_m - 1) / c.tile_m;
   const std::int64_t k_tiles = (p.k + c.tile_k - 1) / c.tile_k;
   const bool likely_tma = p.k % 8 == 0;  // rows of X are rarely padded
+  if (c.schedule == Schedule::streaming) {
+    for (const int ways : {1, 2, 4}) {
+      LaunchConfig l;
+      l.cluster_k = ways;
+      l.stages = deepest_ring(c, p.m);
+      if (why_unfit(c, l, p, device, likely_tma) == nullptr) visit(l);
+    }
+    return;
+  }
   const auto offer = [&](LaunchConfig l) {
     l.stages = std::min(deepest, kMaxStages);
     l.raster_m = raster_band(c, l, tiles_m, device);
@@ -240,7 +306,32 @@ std::size_t family_slot(const Family& f) {
          static_cast<std::size_t>(f.fine_groups);
 }
 
+/// Bytes of a CTA's shared memory where `ctas` of them share an SM.
+int smem_budget(int ctas) {
+  return ctas == 1 ? kMaxSharedBytes : kSharedBytesPerSm / ctas - kReservedSharedBytes;
+}
+
+const char* why_illegal_streaming(const KernelConfig& c, const LaunchConfig& l, const Problem& p) {
+  if (l.cluster_n != 1 || l.cluster_m != 1) return "streaming: cluster_n and cluster_m must be 1";
+  if (l.cluster_k < 1 || l.cluster_k > kMaxClusterSize) return "cluster_k must be 1 to 8";
+  if (l.split_k != 1 || l.stream_k) return "streaming: K is split by cluster_k only";
+  if (l.stages < 2 || l.stages > kMaxStages) return "stages must be 2 to 16";
+  if (launch::smem_bytes(c, l, p.m) > kMaxSharedBytes) return "shared memory exceeds 227 KB";
+  return nullptr;
+}
+
 }  // namespace
+
+int deepest_ring(const KernelConfig& c, std::int64_t m) {
+  if (is_tiled(c)) return max_stages(c);
+  const int tokens = static_cast<int>(std::min<std::int64_t>(m, c.tile_m));
+  const int stage = streaming_warps(c) * streaming_stage_bytes(c, tokens);
+  for (const int grids : {2, 1}) {
+    const int stages = (smem_budget(grids * c.ctas_per_sm) - streaming_fixed_bytes(c)) / stage;
+    if (stages >= (grids == 2 ? 3 : 2)) return std::min(stages, kMaxStages);
+  }
+  return 0;
+}
 
 bool is_tiled(const KernelConfig& c) {
   return c.schedule == Schedule::cooperative || c.schedule == Schedule::pingpong;
@@ -277,7 +368,8 @@ std::string describe(const Family& f) {
 
 KernelIndex::KernelIndex(std::span<const KernelEntry> registry) : registry_(registry) {
   for (const KernelEntry& entry : registry) {
-    if (!is_tiled(entry.config) || std::string_view(entry.epilogue) != "standard") continue;
+    if (entry.config.schedule == Schedule::multistage) continue;
+    if (std::string_view(entry.epilogue) != "standard") continue;
     const KernelConfig& c = entry.config;
     families_[family_slot({c.act, c.weight, c.quant, c.fine_groups})].push_back(&entry);
   }
@@ -295,7 +387,16 @@ const KernelEntry* KernelIndex::find(std::string_view kernel_id) const {
 
 const char* why_unfit(const KernelConfig& c, const Problem& p) {
   const Family f = family_of(p);
-  if (!is_tiled(c)) return "the kernel's schedule has no launcher in this build";
+  if (c.schedule == Schedule::multistage) return "the kernel's schedule has no launcher here";
+  if (c.schedule == Schedule::streaming) {
+    if (p.m > c.tile_m) return "streaming: M must not exceed tile_m";
+    if (p.batch_invariant) {
+      return "batch_invariant needs the tiled kernel: the streaming one, which serves small M "
+             "only, "
+             "rounds in other places";
+    }
+    if (deepest_ring(c, p.m) == 0) return "streaming: shared memory must hold two ring stages";
+  }
   if (c.act != f.act) return "its activation type isn't the problem's";
   if (c.weight != f.weight) return "its weight type isn't the problem's";
   if (c.quant != f.quant) return "its quantization (c, g or gz) isn't the problem's";
@@ -308,7 +409,11 @@ const char* why_unfit(const KernelConfig& c, const Problem& p) {
 
 const char* why_unfit(const KernelConfig& c, const LaunchConfig& l, const Problem& p,
                       const DeviceFacts& device, bool tma) {
-  if (const char* rule = why_illegal(c, l, tma)) return rule;
+  if (c.schedule == Schedule::streaming) {
+    if (const char* rule = why_illegal_streaming(c, l, p)) return rule;
+  } else if (const char* rule = why_illegal(c, l, tma)) {
+    return rule;
+  }
   const std::int64_t k_tiles = (p.k + c.tile_k - 1) / c.tile_k;
   if (l.cluster_k > k_tiles) return "cluster_k must not exceed the k tiles, K / tile_k rounded up";
   if (l.split_k > k_tiles) return "split_k must not exceed the k tiles, K / tile_k rounded up";
@@ -342,6 +447,7 @@ std::vector<Candidate> rank(const Problem& problem, std::span<const KernelEntry*
       1 << 30;  // the narrowest token tile that holds all of M, or the widest of all
   int widest = 0;
   for (const KernelEntry* entry : kernels) {
+    if (!is_tiled(entry->config)) continue;
     const int tile_m = entry->config.tile_m;
     widest = std::max(widest, tile_m);
     if (tile_m >= problem.m) narrowest_fit = std::min(narrowest_fit, tile_m);

@@ -80,8 +80,11 @@ struct Family {
   bool fine_groups = false;
 };
 Family family_of(const Problem& problem);
-/// Is it a kernel of the tiled mainloop, launched with a LaunchConfig?
+/// Is it a kernel of the tiled mainloop (tensor maps, token tiles), or the streaming one?
 bool is_tiled(const KernelConfig& config);
+/// Ring stages of a plan's launch for M tokens: as many as fit. The streaming kernel's rings leave
+/// half the SM to the next launch where that still makes a ring; 0 where not even two stages fit.
+int deepest_ring(const KernelConfig& config, std::int64_t m);
 /// "f16 x int4, group scales and zeros, groups of 16 or 32".
 std::string describe(const Family& family);
 

@@ -55,6 +55,10 @@ class FakeRegistry {
       add(c, 256, tile_m, 64, Schedule::cooperative, 4);
     }
     add(c, 128, 16, 64, Schedule::cooperative, 2, 2);
+    for (const int tile_n : {16, 32, 48, 64}) {
+      add(c, tile_n, 8, 64, Schedule::streaming);
+      add(c, tile_n, 16, 64, Schedule::streaming);
+    }
     add(c, 128, 96, 64, Schedule::cooperative);
     add(c, 128, 192, 64, Schedule::cooperative);
     add(c, 256, 128, 64, Schedule::cooperative);

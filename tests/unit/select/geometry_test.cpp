@@ -49,12 +49,14 @@ TEST(Geometry, TilesAreWholeClusters) {
   EXPECT_EQ(g.tiles_m, 2);
   EXPECT_EQ(g.cluster_tiles, 2);
   EXPECT_EQ(g.grid_ctas, 8);
+  EXPECT_EQ(g.grid_z, 2);  // clusters along z, their CTAs along x and y
 }
 
 TEST(Geometry, ClusterKHasOneClusterPerTileAndNoWorkspace) {
   const auto g = geometry(tile(128, 64, 128), cluster(1, 1, 4), 64, 4096, 4096, 32);
   EXPECT_EQ(g.clusters, 32);
   EXPECT_EQ(g.grid_ctas, 128);
+  EXPECT_EQ(g.grid_z, 128);
   EXPECT_EQ(g.stream_tiles, 0);
   EXPECT_EQ(g.workspace_bytes, 0);
 }
@@ -96,6 +98,42 @@ TEST(Geometry, HugeProblemsAreSeenNotWrapped) {
   const auto g = geometry(tile(64, 16, 64), {}, most, most, 64, 132);
   EXPECT_FALSE(g.fits());
   EXPECT_GT(g.cluster_tiles, most);
+}
+
+TEST(Geometry, GridsTooLongForTheDeviceAreSeen) {
+  LaunchConfig l;
+  l.split_k = 4;
+  const auto g = geometry(tile(128, 16, 64), l, 16 * 200, 128 * 100, 4096, 132);
+  EXPECT_EQ(g.grid_z, 80000);
+  EXPECT_FALSE(g.fits());
+}
+
+TEST(Geometry, StreamingSpreadsStripsAndKBlocksWithoutALeftover) {
+  KernelConfig c;
+  c.schedule = Schedule::streaming;
+  c.tile_n = 32;
+  c.tile_m = 8;
+  c.tile_k = 128;
+  Problem p;
+  p.m = 4;
+  for (const int n : {1, 17, 2880, 6144}) {
+    for (const int k : {1, 100, 576, 4096, 14336}) {
+      p.n = n;
+      p.k = k;
+      for (const int cluster_k : {1, 2, 4}) {
+        const LaunchConfig l = cluster(1, 1, cluster_k);
+        const Geometry g = geometry(c, l, p.m, p.n, p.k, 132 / cluster_k);
+        const Params params = params_template(c, l, p, g);
+        EXPECT_EQ(g.clusters * params.strips_per_cluster + params.clusters_with_one_more,
+                  layout::num_strips(n));
+        EXPECT_EQ(
+            streaming_warps(c) * cluster_k * params.blocks_per_warp + params.warps_with_one_more,
+            layout::num_k_blocks(k));
+        EXPECT_EQ(g.grid_z, g.clusters * cluster_k);
+        EXPECT_EQ(g.workspace_bytes, 0);
+      }
+    }
+  }
 }
 
 TEST(TensorMaps, XBoxIsTheClustersShareOfTheTokens) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <random>
 #include <string>
+#include <utility>
 
 #include "fake_registry.hpp"
 #include "launch/geometry.hpp"
@@ -173,6 +174,39 @@ TEST(Select, UnservedFamilyIsEmptyNotWrong) {
 }
 
 // The model's job is the order of candidates; these are orders that drafts measured on an H100.
+TEST(Select, StreamingServesOnlyTheTokensOfItsTile) {
+  KernelConfig c;
+  c.schedule = Schedule::streaming;
+  c.tile_n = 32;
+  c.tile_m = 8;
+  Problem p = problem(8, 4096, 4096);
+  EXPECT_EQ(why_unfit(c, p), nullptr);
+  LaunchConfig l;
+  l.stages = deepest_ring(c, p.m);
+  ASSERT_GE(l.stages, 2);
+  EXPECT_EQ(why_unfit(c, l, p, h100_facts(), true), nullptr);
+  // Two launches' rings share an SM, so that the next layer's weights stream early.
+  EXPECT_LE(2 * (launch::smem_bytes(c, l, p.m) + kReservedSharedBytes), kSharedBytesPerSm);
+  l.cluster_n = 2;
+  EXPECT_NE(why_unfit(c, l, p, h100_facts(), true), nullptr);
+  p.batch_invariant = true;
+  EXPECT_NE(why_unfit(c, p), nullptr);
+  p.batch_invariant = false;
+  p.m = 9;
+  EXPECT_NE(why_unfit(c, p), nullptr);
+}
+
+TEST(SelectModel, DecodeStreams) {
+  for (const std::int64_t m : {1, 2, 4, 8}) {
+    for (const auto& [n, k] : {std::pair{4096, 4096}, {6144, 4096}, {8192, 8192}, {8192, 28672}}) {
+      const Problem p = problem(m, n, k);
+      const auto best = rank(p, kernel_index().kernels(p), h100_facts(), 1);
+      EXPECT_EQ(best[0].entry->config.schedule, Schedule::streaming)
+          << show(p) << " " << config_id(best[0].entry->id, 128, best[0].launch);
+    }
+  }
+}
+
 TEST(SelectModel, FewTokensOnASmallLayerSplitK) {
   for (const std::int64_t m : {32, 64, 128}) {
     const Problem p = problem(m, 4096, 4096);
@@ -202,8 +236,10 @@ TEST(SelectModel, EstimatesComeNearTheDrafts) {
     std::int64_t m, n, k;
     double us;
   };
-  // Best tiled drafts on an H100, fp16 g128 with PDL.
-  for (const Measured& d : {Measured{64, 4096, 4096, 10.2}, Measured{128, 4096, 4096, 12.9},
+  // Best drafts on an H100, fp16 g128 with PDL.
+  for (const Measured& d : {Measured{1, 4096, 4096, 4.6}, Measured{1, 8192, 8192, 13.6},
+                            Measured{1, 57344, 8192, 83.5}, Measured{1, 8192, 28672, 42.1},
+                            Measured{64, 4096, 4096, 10.2}, Measured{128, 4096, 4096, 12.9},
                             Measured{64, 8192, 8192, 21.0}, Measured{128, 8192, 8192, 29.3},
                             Measured{256, 4096, 14336, 46.8}, Measured{1024, 4096, 4096, 45.5},
                             Measured{1024, 4096, 14336, 151}, Measured{1024, 28672, 4096, 320}}) {
