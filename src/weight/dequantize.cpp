@@ -23,9 +23,8 @@ Result<std::vector<float>> dequantize(const CanonicalWeight& weight) {
                [&](std::int64_t begin, std::int64_t end) {
                  for (std::int64_t at = begin * groups; at < end * groups; ++at) {
                    const double scale = f32_from_bits(weight.scales[at], spec.scale_type);
-                   // w = q·s − shift is (q − z)·s with shift = z·s: a double holds the 19 bits of
-                   // q·s and of z·s and their difference exactly, so both forms round once, to
-                   // fp32.
+                   // w = q·s − shift, which is (q − z)·s for shift = z·s: q·s, z·s and their
+                   // difference have at most 20 significant bits, so a double holds them exactly.
                    double shift = implicit_zero(spec.type) * scale;
                    if (spec.zero == ZeroKind::integer) shift = weight.zeros[at] * scale;
                    if (spec.zero == ZeroKind::scaled) {
