@@ -130,6 +130,11 @@ constexpr int max_stages(const KernelConfig& c) {
 // The streaming kernel: consumer_warpgroups · 4 warps, each with its own ring; a stage holds tile_n
 // rows of tile_k codes, their scales and zeros, and tile_k activations of each of the M tokens.
 constexpr int streaming_warps(const KernelConfig& c) { return 4 * c.consumer_warpgroups; }
+/// CTAs per SM that the register cap leaves room for: the launch's own and as many of the next
+/// one's, except for the widest tiles, whose sums need the registers.
+constexpr int streaming_resident_ctas(const KernelConfig& c) {
+  return c.tile_n * c.tile_m > 512 ? c.ctas_per_sm : 2 * c.ctas_per_sm;
+}
 constexpr int streaming_threads(const KernelConfig& c) { return streaming_warps(c) * kWarpSize; }
 /// Bytes from one token's activations to the next: 16 more than the row, so that the eight rows
 /// that ldmatrix reads together lie in different banks.
@@ -139,19 +144,36 @@ constexpr int streaming_x_pitch_bytes(const KernelConfig& c) { return c.tile_k *
 constexpr int streaming_groups_per_stage(const KernelConfig& c) {
   return c.fine_groups ? c.tile_k / 16 : c.tile_k / 64;
 }
+/// Scales of a stage, or its zeros.
+constexpr int streaming_scale_bytes(const KernelConfig& c) {
+  if (c.quant == Quant::column) return 0;
+  return align_up(streaming_groups_per_stage(c) * c.tile_n * 2, 128);
+}
+/// X of a stage: rows for one or two tokens; from three on, TMA boxes of all tile_m tokens × 64 k.
+constexpr bool streaming_x_boxed(int m) { return m > 2; }
+constexpr int streaming_x_bytes(const KernelConfig& c, int m) {
+  return streaming_x_boxed(m) ? x_stage_bytes(c) : align_up(m * streaming_x_pitch_bytes(c), 128);
+}
 constexpr int streaming_stage_bytes(const KernelConfig& c, int m) {
   const int scales = c.quant == Quant::column ? 0 : streaming_groups_per_stage(c) * c.tile_n * 2;
-  return align_up(w_stage_bytes(c) + scales * (c.quant == Quant::group_zero ? 2 : 1) +
-                      m * streaming_x_pitch_bytes(c),
-                  128);
+  return align_up(
+      streaming_x_bytes(c, m) + w_stage_bytes(c) + scales * (c.quant == Quant::group_zero ? 2 : 1),
+      1024);
+}
+/// Groups in the TMA box of a chunk's scales. A chunk may start in the middle of a group.
+constexpr int streaming_box_groups(const KernelConfig& c, int group_size) {
+  if (c.quant == Quant::column) return 0;
+  if (group_size == 0) return 1;
+  const int whole = (c.tile_k + group_size - 1) / group_size;
+  return group_size <= 64 ? whole : whole + 1 < c.tile_k / 64 ? whole + 1 : c.tile_k / 64;
 }
 /// fp32 sums of a pass, all warps'.
 constexpr int streaming_exchange_bytes(const KernelConfig& c) {
   return streaming_warps(c) * c.tile_n * c.tile_m * 4;
 }
-/// Exchange area, a row of zeros, barriers.
+/// Exchange area and barriers; the rings start at a multiple of the swizzle's 1024 bytes.
 constexpr int streaming_fixed_bytes(const KernelConfig& c) {
-  return align_up(streaming_exchange_bytes(c) + 16 + streaming_warps(c) * kMaxStages * 8, 128);
+  return align_up(streaming_exchange_bytes(c) + streaming_warps(c) * kMaxStages * 8, 1024);
 }
 constexpr int streaming_smem_bytes(const KernelConfig& c, int stages, int m) {
   return streaming_fixed_bytes(c) + streaming_warps(c) * stages * streaming_stage_bytes(c, m);

@@ -113,14 +113,15 @@ class Kernel:
             scales = self.tile_k // (16 if self.quant.startswith("f") else 64) * self.tile_n * 2
         arrays = 2 if self.quant.endswith("z") else 1
         if self.schedule == "stream":
-            tokens = self.tile_m * (self.tile_k * 2 + 16)
-            return 4 * self.consumer_warpgroups * align_up(codes + arrays * scales + tokens, 128)
+            tokens = self.tile_m * self.tile_k * 2
+            stage = align_up(codes + arrays * align_up(scales, 128) + tokens, 1024)
+            return 4 * self.consumer_warpgroups * stage
         return align_up(self.tile_m * self.tile_k * 2 + codes + arrays * align_up(scales, 128), 1024)
 
     def fixed_bytes(self):
         if self.schedule == "stream":
             warps = 4 * self.consumer_warpgroups
-            return align_up(warps * self.tile_n * self.tile_m * 4 + 16 + warps * 16 * 8, 128)
+            return align_up(warps * self.tile_n * self.tile_m * 4 + warps * 16 * 8, 1024)
         rows = self.tile_n if self.schedule == "pp" else self.tile_n // self.consumer_warpgroups
         return 1024 + self.consumer_warpgroups * min(self.tile_m, 64) * (rows + 8) * 2 + (2 * 16 + 2) * 8
 

@@ -5,9 +5,9 @@
 //   strips of 16 weight rows  ──balanced──▶ clusters (a CTA each, or several that split K)
 //   k-blocks                  ──contiguous─▶ the warps of the cluster, in chunks of tile_k
 //   each warp                 a ring of its own: no producer, no barrier with other warps
-//     codes  ──cp.async.bulk──▶ stage ──LDS──▶ words ─and,shift▶ A fragment ┐
-//     X      ──cp.async.bulk──▶ stage ─ldmatrix─▶ B fragment ───────────────┤ mma.sync ▶ sums
-//     scales ──cp.async.bulk──▶ stage ──LDS──▶ fp32 ────────────────────────┘   of a group
+//     codes  ──bulk copies────▶ stage ──LDS──▶ words ─and,shift▶ A fragment ┐
+//     X      ──TMA────────────▶ stage ─ldmatrix─▶ B fragment ───────────────┤ mma.sync ▶ sums
+//     scales ──TMA────────────▶ stage ──LDS──▶ fp32 ────────────────────────┘   of a group
 //   after a pass of tile_n rows: sums of all warps ─▶ shared memory ─ in warp order ─▶ Y
 //
 // The weights are never rounded: the tensor cores multiply the codes themselves, as numbers that a
@@ -34,6 +34,7 @@
 #include "ptx/mbarrier.cuh"
 #include "ptx/mma_sync.cuh"
 #include "ptx/sync.cuh"
+#include "ptx/tma.cuh"
 
 namespace mixgemm {
 
@@ -50,8 +51,6 @@ struct StreamingKernel {
   static constexpr int kBits = bits_of(kConfig.weight);
   static constexpr int kCellBytes = layout::cell_bytes(kBits);
   static constexpr int kStripBytes = kKBlocks * kCellBytes;  // of a stage
-  static constexpr int kGroups = streaming_groups_per_stage(kConfig);
-  static constexpr int kScaleStripBytes = kGroups * layout::kStripRows * 2;
   static constexpr int kXPitch = streaming_x_pitch_bytes(kConfig);
   static constexpr bool kScaled = kConfig.quant != Quant::column;
   static constexpr bool kZeros = kConfig.quant == Quant::group_zero;
@@ -68,14 +67,29 @@ struct StreamingKernel {
   char* const ring;               // this warp's stages
   const std::uint32_t ring_base;  // the same as a shared-window address
   const std::uint32_t barriers;   // this warp's, one a stage
-  const std::uint32_t zero_row;   // 16 zero bytes: what a token beyond M reads
   const int stage_bytes;
   const int lane;
 
-  // Stage layout: codes [strip][tile_k], scales [strip][group][16], zeros likewise, X [M][tile_k].
-  static constexpr int kScaleOffset = kStrips * kStripBytes;
-  static constexpr int kZeroOffset = kScaleOffset + (kScaled ? kStrips * kScaleStripBytes : 0);
-  static constexpr int kXOffset = kZeroOffset + (kZeros ? kStrips * kScaleStripBytes : 0);
+  // Stage layout: X, codes [strip][tile_k], scales [strip][group][16], zeros likewise. X is a TMA
+  // box per k-block, [token][64 k] swizzled, or, for one or two tokens, rows of tile_k.
+  const bool x_boxed;
+  const int codes_offset;
+  const std::uint32_t x_offset[2];  // what ldmatrix reads: of this lane's row, in each half k-block
+  const int x_block_bytes;          // from one k-block to the next
+
+  static __device__ __forceinline__ std::uint32_t x_lane_offset(bool boxed, int m, int lane,
+                                                                int half) {
+    const int chunk = 4 * half + lane / 8;
+    if (boxed) return lane % 8 * 128 + ((chunk ^ (lane % 8)) * 16);
+    // A token beyond M reads another's row: its sums are never stored.
+    return min(lane % 8, m - 1) * kXPitch + chunk * 16;
+  }
+  __device__ __forceinline__ int scales_offset() const {
+    return codes_offset + kStrips * kStripBytes;
+  }
+  __device__ __forceinline__ int zeros_offset() const {
+    return scales_offset() + streaming_scale_bytes(kConfig);
+  }
 
   /// b of the table above, the value that code 0 has for the tensor cores, in units of unit().
   static constexpr float kCodeBias = kF16 ? 0.f : kInt4 ? 128.f : -128.f;
@@ -93,8 +107,9 @@ struct StreamingKernel {
   }
 
   // ---- loads ----------------------------------------------------------------------------------
-  // Each lane issues one copy: the copy engine takes them one by one anyway, so what counts is that
-  // they are few and long. One barrier per stage counts the bytes of all of them.
+  // One lane issues everything. A copy costs its warp about ten instructions, whatever its length
+  // (its operands go to uniform registers), and lanes that issue side by side are taken one by one:
+  // what counts is that copies are few and long.
 
   /// A chunk: k-blocks [first, first + count) of this warp's share of K.
   struct Chunk {
@@ -106,65 +121,81 @@ struct StreamingKernel {
   __device__ __forceinline__ int first_group(Chunk chunk) const {
     return chunk.first_k() >> p.group_shift;
   }
-  __device__ __forceinline__ int groups(Chunk chunk) const {
-    const int last_k = min(chunk.first_k() + chunk.count * layout::kBlockK, p.k) - 1;
-    return (last_k >> p.group_shift) - first_group(chunk) + 1;
+  /// Does the copy engine bring X? Rows are copied in units of 16 bytes, boxes end at any k.
+  __device__ __forceinline__ bool x_copied() const {
+    return p.x_by_tma && (x_boxed || p.k % 8 == 0);
   }
-  /// Can X be copied in bulk: 16-byte aligned rows, whole in units of 16 bytes?
-  __device__ __forceinline__ bool x_in_bulk() const { return p.x_by_tma && p.k % 8 == 0; }
-  __device__ __forceinline__ int x_bytes(Chunk chunk) const {
+  __device__ __forceinline__ int row_bytes(Chunk chunk) const {
     return 2 * (min(chunk.first_k() + chunk.count * layout::kBlockK, p.k) - chunk.first_k());
   }
 
   /// Announces a stage's bytes, then copies codes, scales and zeros for `strips` strips from
-  /// first_strip on.
+  /// first_strip on. Scales come for a whole pass even if it is short: a box has one size.
   __device__ __forceinline__ void load_weights(int stage, int first_strip, int strips,
                                                Chunk chunk) const {
+    if (lane != 0) return;
     const std::uint32_t base = ring_base + stage * stage_bytes;
     const std::uint32_t barrier = barriers + 8 * stage;
     const std::uint32_t code_bytes = chunk.count * kCellBytes;
-    const std::uint32_t scale_bytes = kScaled ? groups(chunk) * layout::kStripRows * 2 : 0;
-    if (lane == 0) {
-      ptx::mbarrier_arrive_expect_tx(barrier, strips * (code_bytes + scale_bytes * (1 + kZeros)) +
-                                                  (x_in_bulk() ? p.m * x_bytes(chunk) : 0));
+    const int x_bytes = x_boxed ? chunk.count * (kConfig.tile_m * 128) : p.m * row_bytes(chunk);
+    ptx::mbarrier_arrive_expect_tx(barrier, strips * code_bytes +
+                                                (kScaled ? p.scale_box_bytes * (1 + kZeros) : 0) +
+                                                (x_copied() ? x_bytes : 0));
+    const std::uint8_t* source =
+        p.codes + first_strip * p.codes_pitch_bytes + std::int64_t(chunk.first) * kCellBytes;
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s, source += p.codes_pitch_bytes) {
+      if (s < strips) {
+        ptx::cp_async_bulk(base + codes_offset + s * kStripBytes, source, code_bytes, barrier,
+                           p.codes_policy);
+      }
     }
-    __syncwarp();
-    const int strip = first_strip + lane % 8;
-    if (lane % 8 >= strips) return;
-    if (lane < 8) {
-      ptx::cp_async_bulk(
-          base + lane * kStripBytes,
-          p.codes + strip * p.codes_pitch_bytes + std::int64_t(chunk.first) * kCellBytes,
-          code_bytes, barrier, p.codes_policy);
-    } else if (kScaled && lane < 16 + 8 * kZeros) {
-      const bool zeros = lane >= 16;
-      const std::int64_t at = (strip * p.groups_pitch + first_group(chunk)) * layout::kStripRows;
-      ptx::cp_async_bulk(base + (zeros ? kZeroOffset : kScaleOffset) + lane % 8 * kScaleStripBytes,
-                         (zeros ? p.zeros : p.scales) + at, scale_bytes, barrier, p.codes_policy);
+    if constexpr (kScaled) {
+      const int column = first_group(chunk) * layout::kStripRows;
+      ptx::cp_async_bulk_tensor_2d(base + scales_offset(), p.scales_map, column, first_strip,
+                                   barrier, p.codes_policy);
+      if constexpr (kZeros) {
+        ptx::cp_async_bulk_tensor_2d(base + zeros_offset(), p.zeros_map, column, first_strip,
+                                     barrier, p.codes_policy);
+      }
     }
   }
 
-  /// Activations of a chunk, one token a lane.
   __device__ __forceinline__ void load_x(int stage, Chunk chunk) const {
-    if (lane >= p.m || !x_in_bulk()) return;
-    const auto* const x = static_cast<const std::uint16_t*>(p.x);
-    ptx::cp_async_bulk(ring_base + stage * stage_bytes + kXOffset + lane * kXPitch,
-                       x + lane * p.ldx + chunk.first_k(), x_bytes(chunk), barriers + 8 * stage,
-                       p.x_policy);
+    if (lane != 0 || !x_copied()) return;
+    const std::uint32_t base = ring_base + stage * stage_bytes;
+    const std::uint32_t barrier = barriers + 8 * stage;
+    if (x_boxed) {
+      for (int block = 0; block < chunk.count; ++block) {
+        ptx::cp_async_bulk_tensor_2d(base + block * x_block_bytes, p.x_map,
+                                     (chunk.first + block) * layout::kBlockK, 0, barrier,
+                                     p.x_policy);
+      }
+    } else {
+      const auto* const x = static_cast<const std::uint16_t*>(p.x) + chunk.first_k();
+      for (int token = 0; token < p.m; ++token) {
+        ptx::cp_async_bulk(base + token * kXPitch, x + token * p.ldx, row_bytes(chunk), barrier,
+                           p.x_policy);
+      }
+    }
   }
 
-  /// What bulk copies leave to do when the stage has arrived: the zeros beyond K and, where the
-  /// address, leading dimension or K forbid bulk copies, X itself.
+  /// What the copy engine leaves to do when the stage has arrived: the zeros of a row beyond K and,
+  /// where address, leading dimension or K forbid copies, X itself.
   __device__ __forceinline__ void complete_x(int stage, Chunk chunk) const {
     const int columns = chunk.count * layout::kBlockK;
-    const int from = x_in_bulk() ? x_bytes(chunk) / 2 : 0;
+    const int from = !x_copied() ? 0 : x_boxed ? columns : row_bytes(chunk) / 2;
     if (from == columns) return;
-    char* const rows = ring + stage * stage_bytes + kXOffset;
+    char* const rows = ring + stage * stage_bytes;
     const auto* const x = static_cast<const std::uint16_t*>(p.x) + chunk.first_k();
-    for (int token = 0; token < p.m; ++token) {
+    const int tokens = x_boxed ? kConfig.tile_m : p.m;
+    for (int token = 0; token < tokens; ++token) {
       for (int k = from + lane; k < columns; k += kWarpSize) {
-        const bool inside = !x_in_bulk() && chunk.first_k() + k < p.k;
-        *reinterpret_cast<std::uint16_t*>(rows + token * kXPitch + 2 * k) =
+        const bool inside = !x_copied() && token < p.m && chunk.first_k() + k < p.k;
+        const int at = x_boxed ? k / 64 * x_block_bytes + token * 128 +
+                                     ((k % 64 / 8) ^ (token % 8)) * 16 + k % 8 * 2
+                               : token * kXPitch + k * 2;
+        *reinterpret_cast<std::uint16_t*>(rows + at) =
             inside ? x[token * p.ldx + k] : std::uint16_t(0);
       }
     }
@@ -203,18 +234,15 @@ struct StreamingKernel {
   /// Adds one k-block of a pass to its sums. x_sum: Σ x over all of K (column only). A last, short
   /// pass multiplies what the stage happens to hold for the strips that it lacks: nobody stores
   /// those sums, and a branch per strip would keep the strips' chains of MMAs from overlapping.
-  __device__ __forceinline__ void multiply_block(const char* stage, std::uint32_t x_rows, int block,
-                                                 int first_k, int first_group,
+  __device__ __forceinline__ void multiply_block(const char* stage, std::uint32_t stage_x,
+                                                 int block, int first_k, int first_group,
                                                  Fragment (&sum)[kStrips], Fragment& x_sum) const {
     std::uint32_t x[kTokenTiles][2][4];  // [.][half of the k-block][two steps × two registers]
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
-      const int token = 8 * t + lane % 8;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const std::uint32_t row =
-            x_rows + token * kXPitch + block * 128 + half * 64 + lane / 8 * 16;
-        ptx::ldmatrix_x4(x[t][half], token < p.m ? row : zero_row);
+        ptx::ldmatrix_x4(x[t][half], stage_x + t * 1024 + x_offset[half] + block * x_block_bytes);
       }
     }
     constexpr int kFlushes = 4 / kFlushSteps;
@@ -238,8 +266,9 @@ struct StreamingKernel {
       std::uint32_t words[4 * layout::planes(kBits)];
 #pragma unroll
       for (int plane = 0; plane < layout::planes(kBits); ++plane) {
-        const uint4 v = *reinterpret_cast<const uint4*>(
-            stage + s * kStripBytes + block * kCellBytes + plane * layout::kPlaneBytes + lane * 16);
+        const uint4 v = *reinterpret_cast<const uint4*>(stage + codes_offset + s * kStripBytes +
+                                                        block * kCellBytes +
+                                                        plane * layout::kPlaneBytes + lane * 16);
         words[4 * plane + 0] = v.x;
         words[4 * plane + 1] = v.y;
         words[4 * plane + 2] = v.z;
@@ -274,14 +303,15 @@ struct StreamingKernel {
   __device__ __forceinline__ void flush(const char* stage, int strip, int group,
                                         const Fragment& part, const Fragment& group_x,
                                         Fragment& sum) const {
-    const int at = (strip * kGroups + group) * layout::kStripRows + lane / 4;
-    const auto* const scales = reinterpret_cast<const std::uint16_t*>(stage + kScaleOffset) + at;
+    const int at = (strip * p.scale_box_groups + group) * layout::kStripRows + lane / 4;
+    const auto* const scales = reinterpret_cast<const std::uint16_t*>(stage + scales_offset()) + at;
     float scale[2], shift[2];
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       scale[row] = to_float(scales[8 * row]);
       if constexpr (kZeros) {
-        const auto* const zeros = reinterpret_cast<const std::uint16_t*>(stage + kZeroOffset) + at;
+        const auto* const zeros =
+            reinterpret_cast<const std::uint16_t*>(stage + zeros_offset()) + at;
         const float zero = to_float(zeros[8 * row]);
         shift[row] = fmaf(p.zeros_scaled ? 1.f : scale[row], zero, scale[row] * kCodeBias);
       } else {
@@ -362,33 +392,39 @@ struct StreamingKernel {
 
 template <class Variant>
 __global__ void __launch_bounds__(streaming_threads(Variant::config),
-                                  2 * Variant::config.ctas_per_sm)
+                                  streaming_resident_ctas(Variant::config))
     gemm_streaming(const __grid_constant__ Params p) {
   using Kernel = StreamingKernel<Variant>;
   constexpr KernelConfig kConfig = Variant::config;
   constexpr int kWarps = Kernel::kWarps;
-  extern __shared__ __align__(128) char smem[];
+  extern __shared__ __align__(1024) char smem[];
   const int warp = threadIdx.x / kWarpSize;
   const int lane = threadIdx.x % kWarpSize;
   const int stage_bytes = streaming_stage_bytes(kConfig, p.m);
 
-  // Shared memory: exchange area, zero row, barriers, rings.
+  // Shared memory: exchange area, barriers, rings.
   constexpr int kExchangeBytes = streaming_exchange_bytes(kConfig);
-  char* const zero_row = smem + kExchangeBytes;
-  char* const barriers = zero_row + 16;
-  char* const rings = smem + streaming_fixed_bytes(kConfig);
-  char* const ring = rings + warp * p.stages * stage_bytes;
-  const std::uint32_t my_barriers = ptx::smem_address(barriers) + warp * kMaxStages * 8;
-  if (threadIdx.x < 4) reinterpret_cast<std::uint32_t*>(zero_row)[threadIdx.x] = 0;
+  char* const ring = smem + streaming_fixed_bytes(kConfig) + warp * p.stages * stage_bytes;
+  const std::uint32_t my_barriers =
+      ptx::smem_address(smem + kExchangeBytes) + warp * kMaxStages * 8;
   if (lane == 0) {  // one arrival: the announcement of the bytes
     for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(my_barriers + 8 * i, 1);
     ptx::fence_mbarrier_init();
   }
   __syncwarp();
 
+  const bool x_boxed = streaming_x_boxed(p.m);
   const Kernel kernel{
-      p,           ring, ptx::smem_address(ring), my_barriers, ptx::smem_address(zero_row),
-      stage_bytes, lane};
+      p,
+      ring,
+      ptx::smem_address(ring),
+      my_barriers,
+      stage_bytes,
+      lane,
+      x_boxed,
+      streaming_x_bytes(kConfig, p.m),
+      {Kernel::x_lane_offset(x_boxed, p.m, lane, 0), Kernel::x_lane_offset(x_boxed, p.m, lane, 1)},
+      x_boxed ? kConfig.tile_m * 128 : 128};
   using Chunk = typename Kernel::Chunk;
 
   // This cluster's strips, this warp's k-blocks.
@@ -429,8 +465,6 @@ __global__ void __launch_bounds__(streaming_threads(Variant::config),
   for (int i = 0; i < p.stages && valid(first); ++i, advance(first)) {
     kernel.load_x(i, chunk_at(first));
   }
-  __syncthreads();  // the zero row is there
-
   int stage = 0;
   std::uint32_t phase = 0;
   for (int strip = strip_begin; strip < strip_end; strip += Kernel::kStrips) {
@@ -443,10 +477,10 @@ __global__ void __launch_bounds__(streaming_threads(Variant::config),
       kernel.complete_x(stage, chunk);
       const int first_group = kernel.first_group(chunk);
       const char* const data = ring + stage * stage_bytes;
-      const std::uint32_t x_rows = kernel.ring_base + stage * stage_bytes + Kernel::kXOffset;
+      const std::uint32_t stage_x = kernel.ring_base + stage * stage_bytes;
 #pragma unroll 1
       for (int block = 0; block < chunk.count; ++block) {
-        kernel.multiply_block(data, x_rows, block, (chunk.first + block) * layout::kBlockK,
+        kernel.multiply_block(data, stage_x, block, (chunk.first + block) * layout::kBlockK,
                               first_group, sum, x_sum);
       }
       __syncwarp();  // every lane has read the stage

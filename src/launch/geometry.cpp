@@ -129,6 +129,7 @@ TensorMapShape codes_map(const KernelConfig& c, const LaunchConfig& l, const Pac
 
 int scale_box_groups(const KernelConfig& c, int group_size) {
   if (c.quant == Quant::column) return 0;
+  if (c.schedule == Schedule::streaming) return streaming_box_groups(c, group_size);
   return group_size == 0 ? 1 : std::max(1, c.tile_k / group_size);
 }
 
