@@ -202,6 +202,53 @@ TEST(PackedCheckpoint, Shards) {
   EXPECT_EQ(last, 1.0);
 }
 
+// The whole way of a weight: canonical → packed → file → mapping → canonical, for the weight and
+// for slices of it that are written as weights of their own.
+TEST(PackedCheckpoint, CanonicalWeightSurvivesTheFile) {
+  const TempDir dir;
+  constexpr std::int64_t kN = 40, kK = 300;
+  std::mt19937 random(17);
+  std::vector<float> dense(kN * kK);
+  for (float& w : dense) w = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
+  QuantizeOptions options;
+  options.spec = kSpec;
+  const auto canonical = quantize(dense.data(), DataType::f32, kN, kK, kK, options);
+  ASSERT_OK(canonical.status());
+  const auto packed = pack(*canonical);
+  ASSERT_OK(packed.status());
+  const auto rows = slice_n(packed->view(), 16, 40);
+  ASSERT_OK(rows.status());
+  const auto columns = slice_k(packed->view(), 64, 256);
+  ASSERT_OK(columns.status());
+  const std::map<std::string, PackedView> views = {
+      {"whole", packed->view()}, {"rows", *rows}, {"columns", *columns}};
+
+  auto writer = PackedCheckpointWriter::create(dir / "m.safetensors");
+  ASSERT_OK(writer.status());
+  for (const auto& [name, view] : views) {
+    ASSERT_OK(writer->declare_packed(name, view.n, view.k, view.spec));
+  }
+  for (const auto& [name, view] : views) ASSERT_OK(writer->write_packed(name, view));
+  ASSERT_OK(writer->finish());
+
+  const auto checkpoint = PackedCheckpoint::open(dir / "m.safetensors");
+  ASSERT_OK(checkpoint.status());
+  for (const auto& [name, view] : views) {
+    SCOPED_TRACE(name);
+    const auto weight = checkpoint->find(name);
+    ASSERT_OK(weight.status());
+    EXPECT_EQ(weight->size_bytes(), checkpoint->info(name)->size_bytes);
+    const auto got = unpack(weight->view());
+    const auto want = unpack(view);
+    ASSERT_OK(got.status());
+    ASSERT_OK(want.status());
+    EXPECT_EQ(got->codes, want->codes);
+    EXPECT_EQ(got->scales, want->scales);
+    EXPECT_EQ(got->zeros, want->zeros);
+  }
+  EXPECT_EQ(unpack(checkpoint->find("whole")->view())->codes, canonical->codes);
+}
+
 // Another program may write the same tensors in another order, at any alignment.
 TEST(PackedCheckpoint, MisalignedFileIsCopied) {
   const TempDir dir;
