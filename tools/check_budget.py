@@ -5,10 +5,10 @@
     check_budget.py [--variants all] [--json] [--build DIR] [-j 2] [--if-changed REVISION]
 
 Prints (with --json as an object): kernels, cpu_s (of all compilers), wall_s, peak_rss_mb (of the
-largest compiler process), lib_mb (libmixgemm stripped), max_registers, spills, serialized. Wall time
-is judged as two_cores_s: the CPU times of the kernels' units packed onto two cores, longest first,
-and the rest of the library halved. On an idle two-core machine that is the wall time; on a busy or
-wide one the wall time says little.
+largest compiler process), lib_mb (libmixgemm stripped), max_registers, spills, serialized. Wall
+time is judged as two_cores_s: the CPU times of the kernels' units packed onto two cores, longest
+first, and the rest of the library halved. On an idle two-core machine that is the wall time; on a
+busy or wide one the wall time says little.
 Exit codes: 0 within the budget, 1 over it, 2 can't build.
 """
 

@@ -4,10 +4,10 @@
 
     static_checks.py BUILD_DIR [--sass] [--json]
 
-Of each kernel in BUILD_DIR/kernels/generated/units.json: no spill, no stack (local memory), no C75xx
-(wgmma serialized, setmaxnreg ignored), registers within what the launch bounds leave. With --sass
-also, from cuobjdump: the tensor-core and bulk-copy instructions that its schedule stands for are
-there, no instruction touches local memory, and the register budgets of setmaxnreg add up to no more
+Of each kernel in BUILD_DIR/kernels/generated/units.json: no spill, no stack (local memory), no
+C75xx (wgmma serialized, setmaxnreg ignored), registers within what the launch bounds leave. With
+--sass also, from cuobjdump: the tensor-core and bulk-copy instructions that its schedule stands for
+are there, no instruction touches local memory, and the register budgets of setmaxnreg add up to no more
 than the CTA was launched with. cuobjdump and nvdisasm come from the path, else from .venv, where
 `tools/bootstrap.sh sass` installs them. Exit codes: 0 all hold, 1 one doesn't, 2 can't tell.
 """
@@ -45,7 +45,7 @@ def parse_ptxas(text):
         elif current is None:
             continue
         elif match := re.search(
-                r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+                r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", line):
             current["stack_bytes"] = int(match[1])
             current["spill_bytes"] = int(match[2]) + int(match[3])
         elif match := re.search(r"Used (\d+) registers", line):
