@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 
 #include "layout/packed.hpp"
 #include "mixgemm/types.hpp"
@@ -191,6 +192,14 @@ constexpr int consumer_registers(const KernelConfig& c) {
          (launch_registers(c) - kProducerRegisters) / c.consumer_warpgroups / 8 * 8;
 }
 
+/// The token counts that ptx/wgmma.cuh has an instruction for.
+constexpr bool is_wgmma_tokens(int tokens) {
+  for (const int known : {8, 16, 24, 32, 48, 64, 96, 128, 192, 256}) {
+    if (tokens == known) return true;
+  }
+  return false;
+}
+
 /// Rules a compiled variant must keep. Returns nullptr, or the rule that is broken.
 constexpr const char* why_illegal(const KernelConfig& c) {
   if (c.arch != 90 && c.arch != 80) return "arch must be 90 or 80";
@@ -210,8 +219,8 @@ constexpr const char* why_illegal(const KernelConfig& c) {
     return nullptr;
   }
   if (c.arch != 90) return "cooperative and pingpong schedules need arch 90";
-  if (c.tile_m < 8 || c.tile_m > 256 || c.tile_m % 8 != 0) {
-    return "tile_m must be a multiple of 8 from 8 to 256 (the N of wgmma)";
+  if (!is_wgmma_tokens(c.tile_m)) {
+    return "tile_m must be 8, 16, 24, 32, 48, 64, 96, 128, 192 or 256 (sizes in ptx/wgmma.cuh)";
   }
   if (c.tile_k != 64 && c.tile_k != 128) return "tile_k must be 64 or 128";
   if (c.consumer_warpgroups < 1 || c.consumer_warpgroups > 4) {

@@ -8,9 +8,10 @@
     generate_kernels.py --dry-run                       what building would cost
 
 DIR then holds one .cu per family of kernels, registry.cpp, units.json (for tools) and include/, and
-    nvcc -std=c++20 -gencode=arch=compute_90a,code=sm_90a -I DIR/include DIR/*.cu DIR/registry.cpp main.cu
-links. Files that would not change are left alone, so a build recompiles only what did; files that an
-earlier run wrote and this one doesn't are deleted. Needs Python 3.11 and nothing else.
+    nvcc -std=c++20 --expt-relaxed-constexpr -gencode=arch=compute_90a,code=sm_90a \\
+      -I DIR/include DIR/*.cu DIR/registry.cpp main.cu
+links. Files that would not change are left alone, so a build recompiles only what did; files that
+an earlier run wrote and this one doesn't are deleted. Needs Python 3.11 and nothing else.
 """
 
 import argparse
@@ -82,10 +83,11 @@ class Kernel:
 
     @property
     def unit(self):
-        """Translation unit: a family's tiles of one schedule, extra tiles apart."""
+        """Translation unit: a family, extra tiles apart. Headers cost 2 CPU-s a unit, so that
+        smaller units would make a complete build longer."""
         epilogue = "" if self.epilogue == "standard" else f"_{self.epilogue}"
         extra = "_extra" if self.extra else ""
-        return f"{self.family}_{self.schedule}{extra}{epilogue}"
+        return f"{self.family}{extra}{epilogue}"
 
     @property
     def beyond(self):
@@ -99,8 +101,9 @@ class Kernel:
 
     @property
     def resident_ctas(self):
-        """CTAs per SM that the launch bounds ask for; streaming always leaves room for two grids."""
-        return self.ctas_per_sm * (2 if self.schedule == "stream" else 1)
+        """CTAs per SM that the launch bounds ask for."""
+        shares = self.schedule == "stream" and self.tile_n * self.tile_m <= 512
+        return self.ctas_per_sm * (2 if shares else 1)
 
     # Shared memory, as kernels/kernel_config.hpp counts it; a test compares the two for every
     # kernel. Only --list needs it, for the depth of the ring in a configuration id.
@@ -127,7 +130,8 @@ class Kernel:
 
     def max_stages(self):
         """The deepest ring; streaming: that lets two grids share an SM, if two stages do."""
-        shared = 228 * 1024 // self.resident_ctas - 1024
+        ctas = self.ctas_per_sm * (2 if self.schedule == "stream" else 1)
+        shared = 228 * 1024 // ctas - 1024
         stages = (shared - self.fixed_bytes()) // self.stage_bytes()
         if self.schedule == "stream" and stages < 2:
             stages = (227 * 1024 - self.fixed_bytes()) // self.stage_bytes()
@@ -152,8 +156,16 @@ class Kernel:
                 yield f"{self.id}@g{group}_c{cn}x{cm}{split}_s{self.max_stages()}"
 
     def build_cpu_s(self):
-        """CPU-seconds to compile the kernel, without its share of the unit's headers."""
-        return 1.0
+        """CPU-seconds to compile the kernel, without its share of the unit's headers: a fit to
+        nvcc 13.0 within a fifth, unit by unit."""
+        if self.schedule == "stream":
+            cpu_s = 0.7
+        else:
+            rows = self.tile_n if self.schedule == "pp" else self.tile_n // self.consumer_warpgroups
+            cpu_s = 1.3 + 0.0085 * self.tile_m * rows / 64
+        cpu_s *= 1.2 if self.tile_k == 128 else 1
+        cpu_s *= 1.6 if self.quant.startswith("f") else 1  # scales change within a k-block
+        return cpu_s * (1.1 if self.quant.endswith("z") else 1)
 
     def config_initializer(self):
         """The kernel's KernelConfig in C++."""
@@ -323,7 +335,8 @@ def select(manifest, options):
         and (kernel.id in manifest.added or matches(kernel.id, manifest.sets[options.variants]))
         and matches(kernel.id, options.kernel) and matches(kernel.act, options.dtype)
         and matches(kernel.weight, options.weight) and matches(kernel.quant, options.quant)
-        and matches(kernel.schedule, options.schedule) and matches(kernel.epilogue, options.epilogue)
+        and matches(kernel.schedule, options.schedule)
+        and matches(kernel.epilogue, options.epilogue)
         and (matches(kernel.tile, options.tile) or
              matches(f"{kernel.tile_n}x{kernel.tile_m}x{kernel.tile_k}", options.tile))]
     filters = {name: getattr(options, name) for name in
@@ -512,8 +525,8 @@ def generated_files(manifest, kernels, with_headers, search):
 
 # --- Command line --------------------------------------------------------------------------------
 
-# CPU-seconds of a unit before its first kernel (parsing headers, host compiler) and of registry.cpp.
-UNIT_CPU_S = 2.0
+# CPU-seconds of a unit before its first kernel (headers, host compiler) and of registry.cpp.
+UNIT_CPU_S = 2.2
 REGISTRY_CPU_S = 2.0
 
 
@@ -526,6 +539,19 @@ def print_cost(kernels, out):
         print(f"{name}: {len(members)} kernels, about {cpu_s:.0f} CPU-s", file=out)
     print(f"total: {len(kernels)} kernels in {len(units)} units, about {total:.0f} CPU-s, "
           f"{total / 2 / 60:.1f} min on 2 cores", file=out)
+
+
+def print_table(kernels, out):
+    """The kernels as a Markdown table, a tile a row, for docs."""
+    tiles = {}
+    for kernel in kernels:
+        tiles.setdefault((kernel.tile, kernel.epilogue, kernel.reason), []).append(kernel)
+    print("| tile | activations | weights | quantizations | epilogue | why |", file=out)
+    print("|---|---|---|---|---|---|", file=out)
+    for (tile, epilogue, reason), members in tiles.items():
+        axes = [", ".join(name for name in names if any(getattr(k, axis) == name for k in members))
+                for axis, names in (("act", ACTS), ("weight", WEIGHTS), ("quant", QUANTS))]
+        print(f"| {' | '.join((tile, *axes, epilogue, reason))} |", file=out)
 
 
 def parse_arch(text):
@@ -557,10 +583,10 @@ def parse_options(arguments):
                         help="list of kernels (default: kernels/manifest.toml); headers that it "
                              "names are looked for beside it too")
     parser.add_argument("--extra-manifest", type=pathlib.Path, action="append", default=[],
-                        metavar="FILE", help="add another list's kernels to whichever set is chosen")
-    for name, example in (("dtype", "f16"), ("weight", "i4"), ("quant", "g,gz"), ("schedule", "coop"),
-                          ("tile", "128x256x64 or 't*_pp'"), ("epilogue", "standard"),
-                          ("kernel", "'sm90_f16_*'")):
+                        metavar="FILE", help="add another list's kernels to whichever set it is")
+    for name, example in (("dtype", "f16"), ("weight", "i4"), ("quant", "g,gz"),
+                          ("schedule", "coop"), ("tile", "128x256x64 or 't*_pp'"),
+                          ("epilogue", "standard"), ("kernel", "'sm90_f16_*'")):
         parser.add_argument(f"--{name}", type=pattern_list, default=[], metavar="PATTERNS",
                             help=f"only kernels whose {'id' if name == 'kernel' else name} matches "
                                  f"one of these, e.g. {example}")
@@ -568,11 +594,13 @@ def parse_options(arguments):
                         help="don't copy headers to DIR/include: the caller has them already")
     parser.add_argument("--list", action="store_true",
                         help="print every configuration id, one a line, and write nothing")
+    parser.add_argument("--table", action="store_true",
+                        help="print the kernels as a Markdown table, and write nothing")
     parser.add_argument("--dry-run", action="store_true",
                         help="print what building would cost, and write nothing")
     options = parser.parse_args(arguments)
-    if not (options.output or options.list or options.dry_run):
-        parser.error("one of -o DIR, --list and --dry-run is needed")
+    if not (options.output or options.list or options.table or options.dry_run):
+        parser.error("one of -o DIR, --list, --table and --dry-run is needed")
     return options
 
 
@@ -586,9 +614,11 @@ def main(arguments=None):
         if options.list:
             for kernel in kernels:
                 print(*kernel.configuration_ids(), sep="\n")
+        if options.table:
+            print_table(kernels, sys.stdout)
         if options.dry_run:
             print_cost(kernels, sys.stdout)
-        if options.list or options.dry_run:
+        if options.list or options.table or options.dry_run:
             return 0
         search = [ROOT / "kernels", ROOT / "include"]
         search += [path.resolve().parent for path in (options.manifest, *options.extra_manifest)]

@@ -81,7 +81,7 @@ class Output(InScratch):
         self.generate()
         after = self.times()
         changed = {name for name in after if after[name] != before.get(name)}
-        self.assertEqual(changed, {"sm90_f16_i4_g_pp.cu", "registry.cpp", "units.json"})
+        self.assertEqual(changed, {"sm90_f16_i4_g.cu", "registry.cpp", "units.json"})
 
     def test_a_reason_recompiles_no_kernel(self):
         self.generate()
@@ -97,9 +97,9 @@ class Output(InScratch):
         self.generate()
         mine = self.out / "main.cu"
         mine.write_text("int main() {}")
-        self.assertTrue((self.out / "sm90_bf16_i4_g_coop.cu").is_file())
+        self.assertTrue((self.out / "sm90_bf16_i4_g.cu").is_file())
         self.generate("--dtype", "f16")
-        self.assertFalse((self.out / "sm90_bf16_i4_g_coop.cu").exists())
+        self.assertFalse((self.out / "sm90_bf16_i4_g.cu").exists())
         self.assertEqual(mine.read_text(), "int main() {}")
 
     def test_headers_come_along_and_are_complete(self):
@@ -124,7 +124,7 @@ class Output(InScratch):
             'reason = "mine"\nepilogue = "clamp"\n'
             '[epilogues.clamp]\nheader = "clamp.cuh"\nfunctor = "my::Clamp"\n')
         self.generate()
-        unit = (self.out / "sm90_f16_i4_g_pp_clamp.cu").read_text()
+        unit = (self.out / "sm90_f16_i4_g_clamp.cu").read_text()
         self.assertIn("using Epilogue = my::Clamp;", unit)
         self.assertIn("struct sm90_f16_i4_g_t64x32x64_pp_clamp {", unit)
         self.assertTrue((self.out / "include/clamp.cuh").is_file())
@@ -133,7 +133,7 @@ class Output(InScratch):
         extra = ROOT / "examples/custom_epilogue/manifest.toml"
         for variants in ("minimal", "all"):
             self.generate("--variants", variants, "--extra-manifest", extra)
-            self.assertTrue((self.out / "sm90_bf16_i4_g_coop_softcap.cu").is_file())
+            self.assertTrue((self.out / "sm90_bf16_i4_g_softcap.cu").is_file())
             self.assertTrue((self.out / "include/softcap.cuh").is_file())
         code, _, err = run("--manifest", self.manifest, "--extra-manifest", self.manifest, "--list")
         self.assertEqual(code, 1)
@@ -174,12 +174,14 @@ class Selection(InScratch):
         self.assertEqual(code, 1)
         self.assertIn("--variants must be one of minimal, all; got 'none'", err)
 
-    def test_list_and_dry_run_write_nothing(self):
-        code, out, _ = run("--manifest", self.manifest, "--list", "--dry-run", "-o", self.out)
+    def test_list_table_and_dry_run_write_nothing(self):
+        code, out, _ = run("--manifest", self.manifest, "--list", "--table", "--dry-run", "-o",
+                           self.out)
         self.assertEqual(code, 0)
         self.assertFalse(self.out.exists())
         self.assertIn("sm90_f16_i4_g_t128x128x64_coop@g128_c2x1_s", out)
-        self.assertRegex(out, r"total: 5 kernels in 5 units, about \d+ CPU-s")
+        self.assertIn("| t128x128x64_coop | f16, bf16 | i4 | g, gz | standard | one |", out)
+        self.assertRegex(out, r"total: 5 kernels in 4 units, about \d+ CPU-s")
 
 
 class BadManifests(InScratch):
@@ -284,7 +286,7 @@ class TheManifest(unittest.TestCase):
         self.assertIn("tile_k must be 64 or 128", result.stderr)
 
     def test_configuration_ids_agree_with_kernel_config(self):
-        """Ring depths and clusters as the header computes them, for every kernel."""
+        """Threads, ring depths and clusters as the header computes them, for every kernel."""
         kernels = self.manifest.kernels
         rows = ",\n".join(f'{{{kernel.config_initializer()}, "{kernel.epilogue}"}}'
                           for kernel in kernels)
@@ -295,6 +297,13 @@ class TheManifest(unittest.TestCase):
             using namespace mixgemm;
             constexpr struct { KernelConfig config; const char* epilogue; } kRows[] = {%s};
             constexpr int kClusters[][3] = {%s};
+            int threads(const KernelConfig& c) {
+              return c.schedule == Schedule::streaming ? streaming_threads(c) : num_threads(c);
+            }
+            int resident_ctas(const KernelConfig& c) {
+              return c.schedule == Schedule::streaming ? streaming_resident_ctas(c)
+                                                       : c.ctas_per_sm;
+            }
             int streaming_stages(const KernelConfig& c) {
               const int half = kSharedBytesPerSm / (2 * c.ctas_per_sm) - kReservedSharedBytes;
               for (const int budget : {half, kMaxSharedBytes}) {
@@ -314,15 +323,18 @@ class TheManifest(unittest.TestCase):
                                             .cluster_k = c[2], .stages = stages};
                   if (tiled ? why_illegal(row.config, launch, true) != nullptr
                             : c[0] * c[1] > 1) continue;
-                  std::printf("%%.*s c%%dx%%dx%%d s%%d\\n", static_cast<int>(id.view().size()),
-                              id.view().data(), c[0], c[1], c[2], launch.stages);
+                  std::printf("%%.*s %%d threads o%%d c%%dx%%dx%%d s%%d\\n",
+                              static_cast<int>(id.view().size()), id.view().data(),
+                              threads(row.config), resident_ctas(row.config), c[0], c[1], c[2],
+                              launch.stages);
                 }
               }
             }""" % (rows, clusters))
         self.assertEqual(result.returncode, 0, result.stderr[:2000])
         header = subprocess.run([str(pathlib.Path(self.scratch.name) / "check")], text=True,
                                 capture_output=True, check=True).stdout.splitlines()
-        ours = [f"{kernel.id} c{n}x{m}x{k} s{kernel.max_stages()}" for kernel in kernels
+        ours = [f"{kernel.id} {kernel.threads} threads o{kernel.resident_ctas} c{n}x{m}x{k} "
+                f"s{kernel.max_stages()}" for kernel in kernels
                 for n, m, k in generate_kernels.CLUSTERS if kernel.takes_cluster(n, m, k)]
         self.assertEqual(header, ours)
         self.assertGreaterEqual(min(kernel.max_stages() for kernel in kernels), 2)
