@@ -115,7 +115,7 @@ double ideal_us(std::int64_t m, std::int64_t n, std::int64_t k, double floor_us)
 /// changed; "unknown" outside a repository.
 std::string_view commit();
 
-/// The table for a person that ends a run: one line per gemm row.
+/// The table for a person that ends a run: one line per row, gemm, chain and host-cost rows apart.
 std::string format_table(const std::vector<nlohmann::ordered_json>& rows);
 
 }  // namespace mixgemm::bench

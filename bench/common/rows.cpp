@@ -17,6 +17,11 @@ using Json = nlohmann::ordered_json;
 
 constexpr double kPeakTflops = 800;  // the project's yardstick for 16-bit tensor cores
 
+constexpr const char* kGemmLine =
+    "{:<18} {:>5} {:>5} {:>9} {:>8} {:>8} {:>7} {:>7} {:>7} {:>9}  {}\n";
+constexpr const char* kChainLine = "{:<18} {:>5} {:>5} {:>4} {:>9} {:>8}  {}\n";
+constexpr const char* kHostCostLine = "{:<18} {:>5} {:>5} {:>8} {:>8} {:>9} {:>8}  {}\n";
+
 /// Three decimals for times and rates: below the noise of any measurement here.
 Json rounded(double value, double unit = 1e-3) {
   if (value < 0 || !std::isfinite(value)) return nullptr;
@@ -100,23 +105,46 @@ Json to_json(const GemmRow& row) {
 }
 
 std::string format_table(const std::vector<Json>& rows) {
-  constexpr const char* kLine =
-      "{:<18} {:>5} {:>5} {:>9} {:>8} {:>8} {:>7} {:>7} {:>7} {:>9}  {}\n";
-  std::string table = fmt::format(fmt::runtime(kLine), "layer", "M", "act", "us", "TFLOP/s", "GB/s",
-                                  "/ideal", "/floor", "/cublas", "rel_err", "configuration");
+  std::string gemms, chains, host_costs;
   for (const Json& row : rows) {
-    if (!row.contains("us") || !row.contains("m")) continue;
     std::string what = row.value("config", "");
     if (!row.value("ok", true)) {
       what = fmt::format("FAILED {}: {}", what, row.value("error", "error contract broken"));
     }
-    table += fmt::format(
-        fmt::runtime(kLine), row.value("layer", ""), row.value("m", std::int64_t{0}),
-        row.value("act", ""), cell(row, "us", "{:.2f}"), cell(row, "tflops", "{:.1f}"),
-        cell(row, "gbps", "{:.0f}"), ratio(row, "us", "ideal_us"), ratio(row, "us", "floor_us"),
-        ratio(row, "us", "cublas_us"), cell(row, "rel_err", "{:.2e}"), what);
+    if (row.contains("chain")) {
+      chains +=
+          fmt::format(fmt::runtime(kChainLine), row.value("chain", ""), cell(row, "m", "{:.0f}"),
+                      row.value("act", ""), row.value("pdl", false) ? "on" : "off",
+                      cell(row, "chain_us", "{:.2f}"), cell(row, "ratio", "{:.2f}"), what);
+    } else if (row.contains("host_cost")) {
+      host_costs += fmt::format(
+          fmt::runtime(kHostCostLine), row.value("host_cost", ""), cell(row, "m", "{:.0f}"),
+          row.value("act", ""), cell(row, "run_us", "{:.2f}"), cell(row, "run_p90_us", "{:.2f}"),
+          cell(row, "empty_launch_us", "{:.2f}"), cell(row, "plan_us", "{:.2f}"), what);
+    } else {
+      gemms += fmt::format(
+          fmt::runtime(kGemmLine), row.value("layer", ""), cell(row, "m", "{:.0f}"),
+          row.value("act", ""), cell(row, "us", "{:.2f}"), cell(row, "tflops", "{:.1f}"),
+          cell(row, "gbps", "{:.0f}"), ratio(row, "us", "ideal_us"), ratio(row, "us", "floor_us"),
+          ratio(row, "us", "cublas_us"), cell(row, "rel_err", "{:.2e}"), what);
+    }
   }
-  return table;
+  if (!gemms.empty()) {
+    gemms = fmt::format(fmt::runtime(kGemmLine), "layer", "M", "act", "us", "TFLOP/s", "GB/s",
+                        "/ideal", "/floor", "/cublas", "rel_err", "configuration") +
+            gemms;
+  }
+  if (!chains.empty()) {
+    chains = fmt::format(fmt::runtime(kChainLine), "chain", "M", "act", "pdl", "us", "/floors",
+                         "configurations") +
+             chains;
+  }
+  if (!host_costs.empty()) {
+    host_costs = fmt::format(fmt::runtime(kHostCostLine), "host cost of", "M", "act", "run us",
+                             "90 % us", "empty us", "plan us", "configuration") +
+                 host_costs;
+  }
+  return gemms + chains + host_costs;
 }
 
 }  // namespace mixgemm::bench

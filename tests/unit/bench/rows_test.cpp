@@ -95,5 +95,16 @@ TEST(Rows, TableShowsRatios) {
   EXPECT_THAT(table, HasSubstr("@g128_c1x1_s6"));
 }
 
+TEST(Rows, TableHasChainsHostCostsAndRowsThatWereNeverTimed) {
+  const Json chain = {{"chain", "llama8b"}, {"m", 1}, {"chain_us", 45.5}, {"ratio", 1.31}};
+  const Json cost = {{"host_cost", "llama8b.o"}, {"m", 1}, {"run_us", 2.25}, {"ok", true}};
+  const Json hang = {{"layer", "llama8b.o"}, {"ok", false}, {"error", "hangs"}};
+  const std::string table = format_table({chain, cost, hang});
+  for (const char* part : {"45.50", "1.31", "2.25", "FAILED", "hangs"}) {
+    EXPECT_THAT(table, HasSubstr(part));
+  }
+  EXPECT_EQ(format_table({}), "");
+}
+
 }  // namespace
 }  // namespace mixgemm::bench
