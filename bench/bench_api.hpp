@@ -49,9 +49,11 @@ struct Options {
   WeightType weight = WeightType::int4;
   int group = 128;  ///< 0 = per column
   ZeroKind zero = ZeroKind::none;
-  bool pdl = true;           ///< CUDA: programmatic dependent launch
-  std::string kernel;        ///< kernel or configuration id; empty: what the plan picks
-  bool all_configs = false;  ///< every legal configuration of every kernel that fits the problem
+  bool pdl = true;  ///< CUDA: programmatic dependent launch
+  /// A kernel or configuration id; empty: what the plan picks. With all_configs: kernel ids to
+  /// choose from, with shell wildcards.
+  std::string kernel;
+  bool all_configs = false;  ///< CUDA: all launches the plan considers, of all fitting kernels
   bool baselines = true;     ///< also time the dense BLAS
   int num_threads = 0;       ///< CPU: 0 = all cores
   double timeout_s = 120;    ///< CUDA: a measurement that takes longer is a hang (see run_cuda)

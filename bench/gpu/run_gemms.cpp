@@ -34,6 +34,11 @@ Summary run_gemms(const Options& options, const Callbacks& callbacks) {
         rows.progress(done / total, fmt::format("{} {} M={}", shape.layer, act_name(act), m));
         std::vector<std::string> kernels = {options.kernel};
         if (options.all_configs) kernels = configurations(bench.problem(m), options.kernel);
+        if (kernels.empty()) {
+          throw Error(StatusCode::not_found,
+                      fmt::format("no kernel of this build fits {} M={} {} and matches \"{}\"",
+                                  shape.layer, m, act_name(act), options.kernel));
+        }
         for (const std::string& kernel : kernels) {
           rows.add(bench.measure({.m = m, .kernel = kernel, .pdl = options.pdl}));
         }
