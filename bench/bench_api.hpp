@@ -79,6 +79,10 @@ struct Summary {
 Result<Summary> run_cuda(const Options& options, const Callbacks& callbacks);
 inline constexpr int kHangExitCode = 86;
 
+/// Benchmark on the CPU, with a dense fp32 product of a BLAS found at run time as the baseline
+/// (keys blas, blas_f32_us, speedup_over_blas after the common ones). Mode::gemm only.
+Result<Summary> run_cpu(const Options& options, const Callbacks& callbacks);
+
 /// One measured GEMM: the keys of bench/results/README.md. Times in µs; a negative time or error
 /// means "not measured" and becomes null.
 struct GemmRow {

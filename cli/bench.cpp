@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+// mixgemm bench: measures layers and writes one JSON row a line (docs/measurement.md).
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <memory>
+
+#include "bench_api.hpp"
+#include "command.hpp"
+
+namespace mixgemm::cli {
+namespace {
+
+struct Options {
+  bench::Options bench;
+  std::string mode = "gemm";
+  std::string shapes;
+  std::vector<std::string> layers;
+  std::vector<std::string> acts = {"fp16"};
+  QuantSpec spec;
+  Device device = Device::cpu;
+  bool no_pdl = false;
+  bool no_baselines = false;
+  std::string output;
+  bool json = false;
+};
+
+std::vector<bench::Shape> select_shapes(const Options& options) {
+  const auto all =
+      options.shapes.empty() ? bench::default_shapes() : bench::load_shapes(options.shapes).value();
+  if (options.layers.empty()) return all;
+  std::vector<bench::Shape> chosen;
+  for (const auto& name : options.layers) {
+    const auto before = chosen.size();
+    for (const auto& shape : all) {
+      if (shape.layer == name) chosen.push_back(shape);
+    }
+    if (chosen.size() == before) {
+      std::vector<std::string> names;
+      for (const auto& shape : all) names.push_back(shape.layer);
+      throw Error(StatusCode::not_found,
+                  fmt::format("--layer must be one of {}; got {}", fmt::join(names, ", "), name));
+    }
+  }
+  return chosen;
+}
+
+/// Appends rows as they come, so that an interrupted run keeps what it measured.
+class RowFile {
+ public:
+  explicit RowFile(const std::string& path) : path_(path) {
+    if (path_.empty()) return;
+    errno = 0;
+    file_.open(path_, std::ios::app);
+    check();
+  }
+  void append(const std::string& row) {
+    if (path_.empty()) return;
+    errno = 0;
+    file_ << row << '\n' << std::flush;
+    check();
+  }
+
+ private:
+  void check() const {
+    if (file_) return;
+    throw Error(StatusCode::io_error,
+                fmt::format("cannot write {}: {}", path_, std::strerror(errno)));
+  }
+
+  std::string path_;
+  std::ofstream file_;
+};
+
+int run_bench(Options options) {
+  bench::Options& wanted = options.bench;
+  wanted.mode = options.mode == "chain"       ? bench::Mode::chain
+                : options.mode == "host-cost" ? bench::Mode::host_cost
+                                              : bench::Mode::gemm;
+  wanted.shapes = select_shapes(options);
+  wanted.acts.clear();
+  for (const auto& act : options.acts) {
+    if (act != "fp16" && act != "bf16") {
+      throw Error(StatusCode::invalid_argument,
+                  fmt::format("--act must be fp16, bf16 or both; got {}", act));
+    }
+    wanted.acts.push_back(parse_act(act));
+  }
+  wanted.weight = options.spec.type;
+  wanted.group = options.spec.group_size;
+  wanted.zero = options.spec.zero;
+  wanted.pdl = !options.no_pdl;
+  wanted.baselines = !options.no_baselines;
+
+  RowFile file(options.output);
+  ProgressLine progress;
+  std::vector<Json> rows;
+  bench::Callbacks callbacks;
+  callbacks.progress = [&](double fraction, std::string_view what) {
+    progress.update(fraction, std::string(what));
+  };
+  callbacks.row = [&](const Json& row) {
+    // Layer names come from a file and may be any bytes.
+    const std::string line = row.dump(-1, ' ', false, Json::error_handler_t::replace);
+    file.append(line);
+    progress.clear();
+    if (options.json) print(line + "\n");
+    rows.push_back(row);
+  };
+  const bench::Summary summary =
+      (options.device == Device::cuda ? bench::run_cuda(wanted, callbacks)
+                                      : bench::run_cpu(wanted, callbacks))
+          .value();
+  progress.clear();
+  if (!options.json) print(bench::format_table(rows));
+  if (summary.failed == 0) return kExitOk;
+  throw Error(StatusCode::internal,
+              fmt::format("{} of {} rows failed; they carry \"ok\": false and the reason",
+                          summary.failed, summary.rows));
+}
+
+}  // namespace
+
+void register_bench(CLI::App& app, Selected& selected) {
+  auto options = std::make_shared<Options>();
+  Command command(app, selected, "bench",
+                  "Time layers of well-known models, with cold weights, beside a dense product");
+  command.choice(
+      "--mode", options->mode, {"gemm", "chain", "host-cost"},
+      "gemm: each layer and M by itself; cuda only: chain of a decoder layer's products, "
+      "host-cost of one call [gemm]");
+  command.text("--shapes", options->shapes,
+               "Layers to measure, as JSON like bench/shapes.json [that file's eight]");
+  command.texts("--layer", options->layers, "Only these layers, by name");
+  command.integers("--m", options->bench.tokens, 1, 1 << 20,
+                   "Tokens, e.g. 1,16,512 [cpu: 1,8,64,512; cuda: 1,2,4, … 8192]");
+  command.texts("--act", options->acts, "Activation types: fp16, bf16 or both [fp16]");
+  command.quant_spec(options->spec);
+  command.device(options->device);
+  command.text("--kernel", options->bench.kernel,
+               "A kernel or configuration id instead of the plan's choice");
+  command.flag("--all-configs", options->bench.all_configs,
+               "Every legal configuration instead of the plan's choice");
+  command.flag("--no-pdl", options->no_pdl, "cuda: without programmatic dependent launch");
+  command.flag("--no-baselines", options->no_baselines, "Don't time the dense product");
+  command.text("-o,--output", options->output, "Append the rows to this file, one a line");
+  command.threads(options->bench.num_threads);
+  command.json(options->json, "Print the rows as JSON lines instead of a table");
+  command.runs([=] { return run_bench(*options); });
+}
+
+}  // namespace mixgemm::cli

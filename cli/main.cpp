@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// The program `mixgemm`: parses, runs one sub-command, reports a failure as one line.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <exception>
+#include <new>
+
+#include "command.hpp"
+#include "mixgemm/version.hpp"
+
+namespace {
+
+using namespace mixgemm;
+using namespace mixgemm::cli;
+
+int report(const std::string& command, ExitCode code, const std::string& message) {
+  std::string line = message;
+  for (char& c : line) {
+    if (c == '\n') c = ' ';
+  }
+  while (line.ends_with(' ')) line.pop_back();
+  fmt::print(stderr, "mixgemm{}{}: error: {}\n", command.empty() ? "" : " ", command, line);
+  return code;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app(
+      "mixgemm: 16-bit activations times 4- and 8-bit weights.\n"
+      "Quantizes and packs checkpoints, looks into them, multiplies with them, measures.",
+      "mixgemm");
+  app.set_version_flag("--version", std::string("mixgemm ") + mixgemm::version());
+  app.require_subcommand(1);
+  app.footer(
+      "Each command has its own --help. Exit codes: 0 done, 1 failure, 2 usage, 3 not found,\n"
+      "4 reading or writing, 5 corrupt file, 6 not supported here, 7 numbers differ "
+      "(docs/cli.md).");
+  Selected selected;
+  register_info(app, selected);
+  register_kernels(app, selected);
+  register_quantize(app, selected);
+  register_inspect(app, selected);
+  register_verify(app, selected);
+  register_compare(app, selected);
+  register_run(app, selected);
+  register_bench(app, selected);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);
+    const auto commands = app.get_subcommands();
+    const std::string name = commands.empty() ? "" : commands.front()->get_name();
+    return report(name, kExitUsage,
+                  fmt::format("{} (mixgemm{}{} --help tells more)", error.what(),
+                              name.empty() ? "" : " ", name));
+  }
+  try {
+    return selected.run();
+  } catch (const mixgemm::Error& error) {
+    return report(selected.name, exit_code_of(error.code()), error.what());
+  } catch (const std::bad_alloc&) {
+    return report(selected.name, kExitFailure, "out of memory");
+  } catch (const std::exception& error) {
+    return report(selected.name, kExitFailure, error.what());
+  }
+}

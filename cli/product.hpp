@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// One product with the buffers it needs, on the CPU or a CUDA device: what `run` and `compare`
+// call.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "mixgemm/gemm.hpp"
+#include "mixgemm/weight.hpp"
+
+namespace mixgemm::cli {
+
+/// Bytes on a device, aligned to 256, freed with the object. Failures throw mixgemm::Error.
+class Buffer {
+ public:
+  Buffer(Device device, std::size_t bytes);
+  void* data() const { return data_.get(); }
+  /// Copy from and to memory of the host; both wait for the device.
+  void upload(const void* source, std::size_t bytes);
+  void download(void* target, std::size_t bytes) const;
+
+ private:
+  Device device_;
+  std::shared_ptr<void> data_;
+};
+
+/// Y[M,N] = X[M,K] · dequant(W)ᵀ for a fixed weight, M, activation type and device.
+class Product {
+ public:
+  /// weight: on the CPU; it is copied to the device where that is another.
+  Product(const PackedWeight& weight, std::int64_t m, DataType act, Device device,
+          const PlanOptions& options);
+
+  const Plan& plan() const { return plan_; }
+  const Problem& problem() const { return plan_.problem(); }
+  /// x: M·K values in the activation type.
+  void set_x(const std::vector<std::uint16_t>& x);
+  /// One product; returns when Y is complete.
+  void run();
+  /// The last result, M·N values in the activation type.
+  std::vector<std::uint16_t> y() const;
+
+ private:
+  Device device_;
+  PackedWeight weight_;
+  Plan plan_;
+  Buffer x_, y_, workspace_;
+  RunArgs args_;
+};
+
+}  // namespace mixgemm::cli

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+// mixgemm verify: is a packed checkpoint sound, and is it the checkpoint it was made from?
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <optional>
+
+#include "command.hpp"
+
+namespace mixgemm::cli {
+namespace {
+
+struct Options {
+  std::string file;
+  std::string against;
+  std::optional<double> max_error;
+  int num_threads = 0;
+  bool json = false;
+};
+
+/// Rounding to 4 bits leaves about 0.1, to 8 bits about 0.007; a wrong layer, order or scale leaves
+/// about 1 or more.
+double default_max_error(WeightType type) { return type == WeightType::int4 ? 0.3 : 0.03; }
+
+struct LayerResult {
+  std::string name;
+  double error = 0.0;
+  double limit = 0.0;
+};
+
+struct Comparison {
+  std::vector<LayerResult> layers;
+  std::vector<std::string> different_dense;
+  std::int64_t num_same_dense = 0;
+  std::int64_t num_dropped = 0;  ///< source tensors that the packed file doesn't have
+};
+
+Comparison compare_with(const PackedCheckpoint& checkpoint, const SafetensorsFile& source,
+                        const Options& options) {
+  Comparison result;
+  ProgressLine progress;
+  std::size_t used = 0;
+  for (const PackedLayerInfo& layer : checkpoint.layers()) {
+    progress.update(static_cast<double>(used) / static_cast<double>(checkpoint.layers().size()),
+                    layer.name);
+    const TensorView original = find_source_weight(source, layer).value();
+    const PackedWeight packed = checkpoint.find(layer.name).value();
+    const auto weight = dequantize(unpack(packed.view(), options.num_threads).value()).value();
+    const auto expected = to_f32(original, *data_type_of(original.info.dtype));
+    result.layers.push_back({layer.name, relative_error(weight, expected),
+                             options.max_error.value_or(default_max_error(layer.spec.type))});
+    ++used;
+  }
+  for (const TensorInfo& tensor : checkpoint.dense()) {
+    const TensorInfo* original = source.info(tensor.name);
+    bool same =
+        original != nullptr && original->dtype == tensor.dtype && original->shape == tensor.shape;
+    if (same && tensor.size_bytes() > 0) {
+      const TensorView a = checkpoint.find_dense(tensor.name).value();
+      const TensorView b = source.find(tensor.name).value();
+      same = std::memcmp(a.data, b.data, a.bytes) == 0;
+    }
+    if (original != nullptr) ++used;
+    if (same) {
+      ++result.num_same_dense;
+    } else {
+      result.different_dense.push_back(tensor.name);
+    }
+  }
+  result.num_dropped = static_cast<std::int64_t>(source.tensors().size() - used);
+  return result;
+}
+
+int run_verify(const Options& options) {
+  const auto checkpoint = PackedCheckpoint::open(options.file, {.verify_on_find = false}).value();
+  std::optional<SafetensorsFile> source;
+  if (!options.against.empty()) source = SafetensorsFile::open(options.against).value();
+  {
+    ProgressLine progress;
+    checkpoint.verify([&](double fraction) { progress.update(fraction, "checksums"); })
+        .throw_if_error();
+  }
+  Json report = {{"file", options.file},
+                 {"num_layers", checkpoint.layers().size()},
+                 {"num_dense", checkpoint.dense().size()},
+                 {"sound", true}};
+  std::string text =
+      fmt::format("{}: {} packed layers and {} dense tensors, headers and checksums good\n",
+                  options.file, checkpoint.layers().size(), checkpoint.dense().size());
+  int exit_code = kExitOk;
+  if (source) {
+    const Comparison result = compare_with(checkpoint, *source, options);
+    Table table({"layer", "relative error", "allowed", ""});
+    Json layers = Json::array();
+    // Written so that a NaN counts as wrong.
+    const auto good = [](const LayerResult& layer) { return layer.error <= layer.limit; };
+    for (const LayerResult& layer : result.layers) {
+      table.add({layer.name, fmt::format("{:.5f}", layer.error), fmt::format("{:.3f}", layer.limit),
+                 good(layer) ? "" : "too large"});
+      layers.push_back({{"name", layer.name},
+                        {"rel_err", layer.error},
+                        {"allowed", layer.limit},
+                        {"good", good(layer)}});
+    }
+    if (!std::all_of(result.layers.begin(), result.layers.end(), good) ||
+        !result.different_dense.empty()) {
+      exit_code = kExitMismatch;
+    }
+    report["against"] = options.against;
+    report["layers"] = layers;
+    report["different_dense"] = result.different_dense;
+    report["num_dropped"] = result.num_dropped;
+    report["matches"] = exit_code == kExitOk;
+    text += table.to_string("lrrl");
+    for (const auto& name : result.different_dense) {
+      text += fmt::format("dense tensor {} differs from the source\n", name);
+    }
+    text += fmt::format("{} dense tensors identical; {} tensors of {} left out\n",
+                        result.num_same_dense, result.num_dropped, options.against);
+    text += exit_code == kExitOk ? "matches\n" : "does NOT match\n";
+  }
+  if (options.json) {
+    print_json(report);
+  } else {
+    print(text);
+  }
+  return exit_code;
+}
+
+}  // namespace
+
+void register_verify(CLI::App& app, Selected& selected) {
+  auto options = std::make_shared<Options>();
+  Command command(app, selected, "verify",
+                  "Check a packed checkpoint: headers, checksums, and against its source");
+  command.operand("file", options->file, "A packed checkpoint");
+  command.text("--against", options->against, "The dense checkpoint it was made from");
+  command.real("--max-error", options->max_error,
+               "Largest relative error of a weight [0.3 for int4, 0.03 for int8]");
+  command.threads(options->num_threads);
+  command.json(options->json);
+  command.runs([=] { return run_verify(*options); });
+}
+
+}  // namespace mixgemm::cli
