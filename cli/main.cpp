@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <exception>
 #include <new>
 
@@ -47,6 +48,13 @@ int main(int argc, char** argv) {
   register_run(app, selected);
   register_bench(app, selected);
 
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
+  if (argc > 1 && argv[1][0] != '-' && std::count(names.begin(), names.end(), argv[1]) == 0) {
+    return report(
+        "", kExitUsage,
+        fmt::format("the command must be one of {}; got {}", fmt::join(names, ", "), argv[1]));
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
