@@ -27,7 +27,7 @@ help:
 	@sed -n '3,6s/^# *//p' $(firstword $(MAKEFILE_LIST))
 	@echo "make bundle    static programs under build/bundle, to carry to a GPU machine"
 	@echo "make budget    what building every kernel costs, against the budget in the manifest"
-	@echo "make asan tsan fuzz-smoke    the tests under sanitizers; a minute of fuzzing"
+	@echo "make asan tsan fuzz-smoke    the tests under sanitizers; a short run of each fuzzer"
 	@echo "make format format-check     clang-format 14 on all C++, C and CUDA files"
 	@echo "make clean     remove build/"
 
@@ -74,6 +74,12 @@ bundle: bootstrap
 asan tsan: bootstrap
 	$(call build,$@)
 	ctest --preset $@ -j $(JOBS)
+
+.PHONY: fuzz-smoke
+fuzz-smoke: bootstrap
+	@tools/bootstrap.sh ci
+	$(call build,fuzz)
+	ctest --preset fuzz
 
 SOURCES = git ls-files -z '*.hpp' '*.h' '*.cpp' '*.c' '*.cu' '*.cuh'
 .PHONY: format format-check
