@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# All GPU checks in one command: the tests, then compute-sanitizer's four tools over a few kernels.
+#   tests/kernels/run.sh PROGRAM OUT_DIR [COMMIT]
+# PROGRAM is mixgemm_gpu_tests. Writes OUT_DIR/summary.json, tests.log and sanitizer-<tool>.log. The
+# sanitizer is COMPUTE_SANITIZER or the one on the path; without it that part is skipped, and said so.
+set -uo pipefail
+
+if [ $# -lt 2 ]; then
+  sed -n '3,7s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+fi
+program=$1 out=$2 commit=${3:-unknown}
+mkdir -p "$out" || exit 1
+failed=0
+
+echo "run.sh: tests"
+"$program" --summary "$out/summary.json" --commit "$commit" >"$out/tests.log" 2>&1 || failed=1
+tail -n 3 "$out/tests.log"
+
+sanitizer=${COMPUTE_SANITIZER:-$(command -v compute-sanitizer || true)}
+if [ -z "$sanitizer" ]; then
+  echo "run.sh: skipped the sanitizer, no compute-sanitizer found (set COMPUTE_SANITIZER)"
+else
+  # Each piece of memory an allocation of its own, so that memcheck and initcheck see its bounds.
+  for tool in memcheck racecheck synccheck initcheck; do
+    echo "run.sh: compute-sanitizer $tool"
+    "$sanitizer" --tool "$tool" --error-exitcode 9 --kernel-regex kns=gemm_ \
+      "$program" --exact-allocations --gtest_filter='Sanitizer.*' \
+      >"$out/sanitizer-$tool.log" 2>&1 || failed=1
+    grep -E "ERROR SUMMARY|RACECHECK SUMMARY" "$out/sanitizer-$tool.log" || tail -n 2 "$out/sanitizer-$tool.log"
+  done
+fi
+[ "$failed" = 0 ] && echo "run.sh: all passed" || echo "run.sh: FAILED, see $out"
+exit $failed

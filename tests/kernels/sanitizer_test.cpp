@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// One small problem for each kind of kernel and launch: what compute-sanitizer is run over, which
+// slows kernels down by orders of magnitude.
+#include <gtest/gtest.h>
+
+#include "gpu_case.hpp"
+#include "some_kernels.hpp"
+
+namespace mixgemm::gpu_test {
+namespace {
+
+TEST(Sanitizer, OneOfEachKind) {
+  MIXGEMM_NEED_DEVICE();
+  Session& session = Session::instance();
+  session.arena->reset();
+  Runner runner(*session.arena, session.stream, 150 * 400, std::size_t{64} << 20);
+  const std::size_t mark = session.arena->mark();
+  for (const int m : {5, 130}) {
+    for (const SomeKernel& kernel : some_kernels(m, 512)) {
+      const TestWeight weight(*session.arena, 300, 520, kernel.spec, 3, session.stream);
+      const TestInputs in(*session.arena, weight, m, kernel.act, 4, session.stream);
+      TestRun run;
+      run.epilogue = {true, true, Activation::gelu};
+      run.repeat = true;
+      run.mechanism = "sanitizer set";
+      runner.run(weight, in, kernel.config_id, run);
+      runner.collect();
+      session.arena->reset(mark);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mixgemm::gpu_test
