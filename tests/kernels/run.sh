@@ -4,10 +4,11 @@
 #   tests/kernels/run.sh PROGRAM OUT_DIR [COMMIT]
 # PROGRAM is mixgemm_gpu_tests. Writes OUT_DIR/summary.json, tests.log and sanitizer-<tool>.log. The
 # sanitizer is COMPUTE_SANITIZER or the one on the path; without it that part is skipped, and said so.
+# Exit status: 0 all passed, 1 something failed, 77 no usable device.
 set -uo pipefail
 
 if [ $# -lt 2 ]; then
-  sed -n '3,7s/^# \{0,1\}//p' "$0" >&2
+  sed -n '3,8s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 program=$1 out=$2 commit=${3:-unknown}
@@ -17,6 +18,10 @@ failed=0
 echo "run.sh: tests"
 "$program" --summary "$out/summary.json" --commit "$commit" >"$out/tests.log" 2>&1 || failed=1
 tail -n 3 "$out/tests.log"
+if grep -q '^mixgemm_gpu_tests: skipped' "$out/tests.log"; then
+  echo "run.sh: nothing was tested"
+  exit 77
+fi
 
 sanitizer=${COMPUTE_SANITIZER:-$(command -v compute-sanitizer || true)}
 if [ -z "$sanitizer" ]; then
