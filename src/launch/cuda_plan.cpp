@@ -145,7 +145,9 @@ class CudaPlan final : public Plan::Impl {
     }
 
     Params p = launch->params;
-    if (Status s = encode_maps(*launch, args, tma, p); !s) return s;
+    if (Status s = encode_maps(*launch, args, tma, p); !s) {
+      return Status(s.code(), fmt::format("{}: {}", config_id(), s.message()));
+    }
     p.x = args.x;
     p.codes = args.weight.codes;
     p.scales = args.weight.scales;

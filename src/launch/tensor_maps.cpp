@@ -91,11 +91,19 @@ Status encode(const TensorMapShape& s, TensorMap& out) {
   const cuuint64_t pitches[1] = {s.pitch_bytes};
   const cuuint32_t box[2] = {s.box[0], s.box[1]};
   const cuuint32_t unit_strides[2] = {1, 1};
-  const CUresult result = g_encode_tiled.load(std::memory_order_acquire)(
-      &map, driver_type(s.element), 2, reinterpret_cast<void*>(s.address), dims, pitches, box,
-      unit_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      s.swizzle_128b != 0 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto call = [&] {
+    return g_encode_tiled.load(std::memory_order_acquire)(
+        &map, driver_type(s.element), 2, reinterpret_cast<void*>(s.address), dims, pitches, box,
+        unit_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        s.swizzle_128b != 0 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult result = call();
+  if (result == CUDA_ERROR_INVALID_CONTEXT) {
+    // A driver call needs the thread's context, which the first runtime call that touches the
+    // device binds. A thread that only ever runs plans has made none.
+    if (cudaError_t error = cudaFree(nullptr); error == cudaSuccess) result = call();
+  }
   if (result != CUDA_SUCCESS) {
     return Status(
         StatusCode::device_error,
