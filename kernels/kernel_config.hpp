@@ -156,10 +156,9 @@ constexpr int streaming_x_bytes(const KernelConfig& c, int m) {
   return streaming_x_boxed(m) ? x_stage_bytes(c) : align_up(m * streaming_x_pitch_bytes(c), 128);
 }
 constexpr int streaming_stage_bytes(const KernelConfig& c, int m) {
-  const int scales = c.quant == Quant::column ? 0 : streaming_groups_per_stage(c) * c.tile_n * 2;
-  return align_up(
-      streaming_x_bytes(c, m) + w_stage_bytes(c) + scales * (c.quant == Quant::group_zero ? 2 : 1),
-      1024);
+  return align_up(streaming_x_bytes(c, m) + w_stage_bytes(c) +
+                      streaming_scale_bytes(c) * (c.quant == Quant::group_zero ? 2 : 1),
+                  1024);
 }
 /// Groups in the TMA box of a chunk's scales. A chunk may start in the middle of a group.
 constexpr int streaming_box_groups(const KernelConfig& c, int group_size) {
