@@ -2,12 +2,14 @@
 #include "command.hpp"
 
 #include <fmt/format.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -21,6 +23,9 @@ namespace {
 double now_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
+
+volatile std::sig_atomic_t interrupt_requested = 0;
+void request_interrupt(int) { interrupt_requested = 1; }
 
 /// Terminal columns of UTF-8 text: its bytes that begin a character.
 std::size_t columns(const std::string& text) {
@@ -209,6 +214,24 @@ void ProgressLine::clear() {
   std::fflush(stderr);
   drawn_ = false;
   last_seconds_ = -1.0;
+}
+
+InterruptGuard::InterruptGuard() {
+  interrupt_requested = 0;
+  struct sigaction action = {};
+  action.sa_handler = request_interrupt;
+  action.sa_flags = SA_RESETHAND | SA_RESTART;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+}
+
+InterruptGuard::~InterruptGuard() {
+  std::signal(SIGINT, SIG_DFL);
+  std::signal(SIGTERM, SIG_DFL);
+}
+
+void InterruptGuard::check() const {
+  if (interrupt_requested != 0) throw Interrupted();
 }
 
 std::string describe(const QuantSpec& spec) {

@@ -29,13 +29,14 @@ using Json = nlohmann::ordered_json;
 /// Exit codes; part of the program's interface.
 enum ExitCode : int {
   kExitOk = 0,
-  kExitFailure = 1,      ///< out of memory, a device error, a bug
-  kExitUsage = 2,        ///< wrong options, or a value that breaks a rule
-  kExitNotFound = 3,     ///< no such file, tensor, layer or kernel
-  kExitIo = 4,           ///< the operating system refused to read or write
-  kExitCorrupt = 5,      ///< a file contradicts itself or has another format version
-  kExitUnsupported = 6,  ///< legal, but not with this build or on this machine
-  kExitMismatch = 7,     ///< verify, compare: the numbers differ more than allowed
+  kExitFailure = 1,        ///< out of memory, a device error, a bug
+  kExitUsage = 2,          ///< wrong options, or a value that breaks a rule
+  kExitNotFound = 3,       ///< no such file, tensor, layer or kernel
+  kExitIo = 4,             ///< the operating system refused to read or write
+  kExitCorrupt = 5,        ///< a file contradicts itself or has another format version
+  kExitUnsupported = 6,    ///< legal, but not with this build or on this machine
+  kExitMismatch = 7,       ///< verify: the numbers differ more than allowed
+  kExitInterrupted = 130,  ///< Ctrl-C or SIGTERM; nothing half-written stays behind
 };
 
 ExitCode exit_code_of(StatusCode code);
@@ -129,6 +130,20 @@ class ProgressLine {
   bool enabled_ = false;
   bool drawn_ = false;
   double last_seconds_ = -1.0;
+};
+
+/// Thrown by InterruptGuard::check().
+struct Interrupted {};
+
+/// While one exists, the first SIGINT or SIGTERM is kept for check() instead of ending the process,
+/// so that temporary files are removed; the second ends it as usual.
+class InterruptGuard {
+ public:
+  InterruptGuard();
+  ~InterruptGuard();
+  InterruptGuard(const InterruptGuard&) = delete;
+  InterruptGuard& operator=(const InterruptGuard&) = delete;
+  void check() const;
 };
 
 /// "int4 g128", "int8 per column, integer zeros", …

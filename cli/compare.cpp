@@ -132,7 +132,7 @@ int run_compare(const Options& options) {
   }
   time_passes(
       layers, &Layer::times_us, [](Layer& layer) { layer.product->run(); }, progress, "mixgemm");
-  const auto blas = bench::DenseBlas::find(options.num_threads);
+  const auto blas = bench::DenseBlas::find();
   if (blas) {
     time_passes(
         layers, &Layer::blas_times_us,

@@ -69,6 +69,8 @@ int main(int argc, char** argv) {
     return selected.run();
   } catch (const mixgemm::Error& error) {
     return report(selected.name, exit_code_of(error.code()), error.what());
+  } catch (const Interrupted&) {
+    return report(selected.name, kExitInterrupted, "interrupted");
   } catch (const std::bad_alloc&) {
     return report(selected.name, kExitFailure, "out of memory");
   } catch (const std::exception& error) {

@@ -131,6 +131,7 @@ void refuse_to_overwrite_source(const SafetensorsFile& source, const std::string
 Totals write(const SafetensorsFile& source, const std::vector<Job>& jobs, const Options& options) {
   Totals totals;
   const auto start = std::chrono::steady_clock::now();
+  const InterruptGuard interrupt;
   auto writer =
       PackedCheckpointWriter::create(options.output, {.max_shard_bytes = options.max_shard_bytes})
           .value();
@@ -156,6 +157,7 @@ Totals write(const SafetensorsFile& source, const std::vector<Job>& jobs, const 
   ProgressLine progress;
   double done_bytes = 0.0;
   for (const Job& job : jobs) {
+    interrupt.check();
     const TensorView tensor = source.find(job.tensor->name).value();
     const auto bytes = static_cast<double>(job.tensor->size_bytes());
     QuantizeOptions quantize_options;
@@ -179,6 +181,7 @@ Totals write(const SafetensorsFile& source, const std::vector<Job>& jobs, const 
   if (!options.drop_dense) {
     for (const TensorInfo& tensor : source.tensors()) {
       if (quantized.contains(tensor.name)) continue;
+      interrupt.check();
       writer.write_dense(tensor.name, source.find(tensor.name).value()).throw_if_error();
     }
   }

@@ -166,7 +166,7 @@ class LayerBench {
     if (!packed.ok()) return packed.status();
     weights_ = copies_of(*packed);
     floor_us_ = floor_us(weights_, options_.num_threads);
-    if (options_.baselines) blas_ = DenseBlas::find(options_.num_threads);
+    if (options_.baselines) blas_ = DenseBlas::find();
     if (!blas_) return {};
     auto dense = dequantize(canonical);
     if (!dense.ok()) return dense.status();

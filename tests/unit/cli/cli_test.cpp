@@ -263,6 +263,32 @@ TEST_F(Cli, AnExistingOutputSurvivesAFailure) {
   EXPECT_EQ(read_text(packed), before);
 }
 
+TEST_F(Cli, AnInterruptLeavesAWholeFileOrNone) {
+  constexpr int kLayers = 96;
+  const std::vector<float> values(256 * 512, 0.5f);
+  auto writer = SafetensorsWriter::create(path("large.safetensors")).value();
+  for (int i = 0; i < kLayers; ++i) {
+    writer.declare(std::to_string(i) + ".weight", "F32", {256, 512}).throw_if_error();
+  }
+  for (int i = 0; i < kLayers; ++i) {
+    writer.write(std::to_string(i) + ".weight", values.data(), 4 * values.size()).throw_if_error();
+  }
+  writer.finish().throw_if_error();
+  // Whatever the machine's speed, some of these signals meet the work.
+  for (const char* seconds : {"0.02", "0.05", "0.1", "0.2"}) {
+    const std::string command = std::string("timeout --signal=INT ") + seconds + " " +
+                                quoted(MIXGEMM_PROGRAM) + " quantize " +
+                                quoted(path("large.safetensors")) + " -o " +
+                                quoted(path("q.safetensors")) + " >/dev/null 2>&1";
+    (void)!std::system(command.c_str());
+    if (fs::exists(path("q.safetensors"))) {
+      EXPECT_EQ(run({"verify", path("q.safetensors")}).exit_code, 0);
+      fs::remove(path("q.safetensors"));
+    }
+    for (const auto& name : files()) EXPECT_THAT(name, testing::Not(HasSubstr(".tmp"))) << seconds;
+  }
+}
+
 TEST_F(Cli, TruncatedAndLyingFilesAreCorrupt) {
   const auto model = write_model();
   fs::resize_file(model, fs::file_size(model) - 100);
