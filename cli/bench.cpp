@@ -21,7 +21,7 @@ struct Options {
   std::vector<std::string> acts = {"fp16"};
   QuantSpec spec;
   Device device = Device::cpu;
-  bool no_pdl = false;
+  std::string pdl = "on";
   bool no_baselines = false;
   std::string output;
   bool json = false;
@@ -110,7 +110,7 @@ int run_bench(Options options) {
   wanted.weight = options.spec.type;
   wanted.group = options.spec.group_size;
   wanted.zero = options.spec.zero;
-  wanted.pdl = !options.no_pdl;
+  wanted.pdl = options.pdl == "on";
   wanted.baselines = !options.no_baselines;
 
   RowFile file(options.output);
@@ -164,7 +164,8 @@ void register_bench(CLI::App& app, Selected& selected) {
                "A kernel or configuration id instead of the plan's choice");
   command.flag("--all-configs", options->bench.all_configs,
                "Every legal configuration instead of the plan's choice");
-  command.flag("--no-pdl", options->no_pdl, "cuda: without programmatic dependent launch");
+  command.choice("--pdl", options->pdl, {"on", "off"},
+                 "cuda: programmatic dependent launch, on or off [on]");
   command.flag("--no-baselines", options->no_baselines, "Don't time the dense product");
   command.text("-o,--output", options->output, "Append the rows to this file, one a line");
   command.threads(options->bench.num_threads);

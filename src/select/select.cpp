@@ -11,35 +11,38 @@
 namespace mixgemm::select {
 namespace {
 
-// Rates measured on an H100 (docs/architecture.md, "What the hardware allows"). Clocks are the
-// SM's.
-constexpr double kL2BytesPerClk = 31;         // bulk copies from L2, per SM
+// Rates of the physics (docs/architecture.md, "What the hardware allows"), moved within what is
+// plausible to where the model's picks are fastest: fitted to 5,400 timings of 34 problems, f16 x
+// int4 g128, M = 1 .. 256, on an H100. Clocks are the SM's.
+constexpr double kL2BytesPerClk = 38;         // bulk copies from L2, per SM
 constexpr double kMulticastBytesPerClk = 46;  // delivered to an SM where a cluster shares a read
-constexpr double kStageLatencyClks = 1100;    // from issuing a copy to its bytes, under load
-constexpr double kStageClks = 60;             // barrier and pointer work per ring stage
+constexpr double kStageLatencyClks = 700;     // from issuing a copy to its bytes, under load
+constexpr double kMulticastFactor = 1.12;     // CTAs that multicast run in lockstep
+constexpr double kStageClks = 48;             // barrier and pointer work per ring stage
 constexpr double kStoreBytesPerClk = 32;      // output tiles, per SM
-constexpr double kPartialBytesPerClk = 16;    // fp32 partial tiles, through L2 or DSMEM, per SM
-constexpr double kEpilogueClks = 500;         // barriers and latency of an epilogue
-constexpr double kClusterSumClks = 1200;      // two cluster barriers
-constexpr double kWorkspaceSumClks = 2200;    // flag written, seen, and the partial read back
+constexpr double kPartialBytesPerClk = 44;    // fp32 partial tiles through L2, per SM
+constexpr double kExchangeBytesPerClk = 44;   // the same through distributed shared memory
+constexpr double kEpilogueClks = 960;         // barriers and latency of an epilogue
+constexpr double kClusterSumClks = 4800;      // two cluster barriers
+constexpr double kWorkspaceSumClks = 660;     // flag written, seen, and the partial read back
 // What a tiled kernel makes of HBM next to one that only reads (drafts at M = 16).
-constexpr double kTiledHbmInefficiency = 1.15;
-constexpr double kFixedUs = 2.6;  // launch, prologue, tensor-map fetch, first bytes
+constexpr double kTiledHbmInefficiency = 1.37;
+constexpr double kFixedUs = 2.45;  // launch, prologue, tensor-map fetch, first bytes
 
 // The streaming kernel (drafts on an H100: 1.33 x the floor at M = 1, 1.53 at 8).
-constexpr double kStreamingFixedUs = 1.7;
-constexpr double kStreamingInefficiency = 1.08;  // of the stream, next to a kernel that only reads
-constexpr double kStreamingIssueFactor = 1.6;    // clocks per instruction a scheduler
-constexpr double kStreamingPassClks = 700;       // exchange of a pass's sums between warps
-constexpr double kStreamingClusterClks = 900;    // the same between CTAs
+constexpr double kStreamingFixedUs = 2.3;
+constexpr double kStreamingInefficiency = 1.055;  // of the stream, next to a kernel that only reads
+constexpr double kStreamingIssueFactor = 2.6;     // clocks per instruction a scheduler
+constexpr double kStreamingPassClks = 550;        // exchange of a pass's sums between warps
+constexpr double kStreamingClusterClks = 500;     // the same between CTAs
 
 // The tensor core and the dequantizer of one SM. One step = 64 weight rows × 16 k of one warpgroup;
-// its MMA takes tile_m/2 clocks, of which 91 % can be had.
-constexpr double kMmaEfficiency = 0.91;
+// its MMA takes tile_m/2 clocks, of which 95 % can be had.
+constexpr double kMmaEfficiency = 0.95;
 /// Clocks from a step's codes to its fragments for one warpgroup: hidden only by other warpgroups.
-constexpr double kDequantLatencyClks = 76;
+constexpr double kDequantLatencyClks = 65;
 /// Clocks of issue slots that a step takes, hidden by nothing but the tensor core.
-constexpr double kDequantIssueClks = 23.4;
+constexpr double kDequantIssueClks = 26;
 
 /// Relative cost of dequantization: measured for f16 and bf16 int4, counted in instructions for the
 /// others.
@@ -166,7 +169,8 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
       std::max(read / kL2BytesPerClk, delivered / kMulticastBytesPerClk) * per_sm * tiles_at_once;
   const double latency = kStageLatencyClks / l.stages * tiles_at_once;
   const double worst = std::max({math, l2, latency});
-  const double stage_clks = worst + 0.15 * (math + l2 + latency - worst) + kStageClks;
+  double stage_clks = worst + 0.15 * (math + l2 + latency - worst) + kStageClks;
+  if (l.cluster_n * l.cluster_m > 1) stage_clks *= kMulticastFactor;
 
   // Stages that the busiest CTA goes through, in units of `tiles_at_once` tiles.
   const double tiles = static_cast<double>(g.cluster_tiles);
@@ -175,11 +179,12 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   double epilogues = 0;  // per CTA
   double sum_clks = 0;
   const double partial_clks = cost.tile_bytes * 2 / kPartialBytesPerClk;
+  const double exchange_clks = cost.tile_bytes * 2 / kExchangeBytesPerClk;
   if (l.cluster_k > 1) {
     const double waves = std::ceil(tiles / resident);
     stages = waves * std::ceil(k_tiles / l.cluster_k);
     epilogues = waves;
-    sum_clks = waves * (kClusterSumClks + partial_clks);
+    sum_clks = waves * (kClusterSumClks + exchange_clks);
   } else if (l.split_k > 1) {
     const double waves = std::ceil(static_cast<double>(g.clusters) / resident);
     stages = waves * std::ceil(k_tiles / l.split_k);
@@ -190,7 +195,8 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
     stages = (tiles - static_cast<double>(g.stream_tiles)) / clusters * k_tiles +
              std::ceil(static_cast<double>(g.stream_tiles) * k_tiles / clusters);
     epilogues = std::ceil(tiles / clusters);
-    const double pieces = 1 + std::ceil(clusters / static_cast<double>(g.stream_tiles));
+    const double pieces =
+        std::min(3.0, 1 + std::ceil(clusters / static_cast<double>(g.stream_tiles)));
     sum_clks = kWorkspaceSumClks + partial_clks * pieces;
   } else {
     const double waves = std::ceil(tiles / static_cast<double>(g.clusters));
@@ -239,6 +245,14 @@ bool worth_considering(const KernelConfig& c, const Problem& p, int narrowest_fi
   return c.tile_m >= narrowest_fit || 4 * c.tile_m > std::min<std::int64_t>(p.m, 256);
 }
 
+/// Four stages, more where they are small. Deeper rings were 2 to 8 % slower on an H100: a ring
+/// that takes all of shared memory leaves the next launch none, and the L1 cache little.
+int ring_depth(const KernelConfig& c, int deepest) {
+  constexpr int kRingBytes = 64 * 1024;
+  const int stages = std::max(4, (kRingBytes + stage_bytes(c) - 1) / stage_bytes(c));
+  return std::min({stages, deepest, kMaxStages});
+}
+
 template <class Visit>
 void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts& device,
                      const Visit& visit) {
@@ -251,13 +265,15 @@ void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts&
     for (const int ways : {1, 2, 4}) {
       LaunchConfig l;
       l.cluster_k = ways;
-      l.stages = deepest_ring(c, p.m);
+      // Two stages already cover a pass or more of every warp, and the less a launch takes of
+      // shared memory, the sooner the next one's weights are on their way (sweeps on an H100).
+      l.stages = std::min(2, deepest_ring(c, p.m));
       if (why_unfit(c, l, p, device, likely_tma) == nullptr) visit(l);
     }
     return;
   }
   const auto offer = [&](LaunchConfig l) {
-    l.stages = std::min(deepest, kMaxStages);
+    l.stages = ring_depth(c, deepest);
     l.raster_m = raster_band(c, l, tiles_m, device);
     // A partial tile larger than the ring may not leave room for the second CTA of an SM.
     if (l.cluster_k > 1 && c.ctas_per_sm == 2 &&
@@ -288,14 +304,16 @@ void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts&
         if (ways > k_tiles) break;
         if (clusters * (ways - 1) > room) break;
         if (l.cluster_size() > 1 && ways % 2 != 0) continue;
-        // Inside a cluster where that can be: no trip through L2 (drafts: 10.2 us against 18.3).
-        LaunchConfig s = l;
-        if (c.schedule == Schedule::cooperative && l.cluster_size() * ways <= kMaxClusterSize) {
-          s.cluster_k = ways;
-        } else {
+        if (l.cluster_size() == 1 && ways <= 4) {
+          LaunchConfig s = l;
           s.split_k = ways;
+          offer(s);
         }
-        offer(s);
+        if (c.schedule == Schedule::cooperative && l.cluster_size() * ways <= kMaxClusterSize) {
+          LaunchConfig s = l;
+          s.cluster_k = ways;
+          offer(s);
+        }
       }
     }
   }
