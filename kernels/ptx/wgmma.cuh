@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // wgmma with A from registers: D[64 × N] (+)= A[64 × 16] · B[16 × N], fp32 accumulators, 16-bit
-// operands, B from shared memory (PTX ISA, "wgmma.mma_async"). Here A is a slice of the weight and B
-// the activations, so N counts tokens: D is a tile of Yᵀ.
+// operands, B from shared memory (PTX ISA, "wgmma.mma_async"). Here A is a slice of the weight and
+// B the activations, so N counts tokens: D is a tile of Yᵀ.
 //
 // NOTE: the hardware reads A's registers after the instruction was issued. A fragment must not be
 // written again before wgmma_wait says that its MMA is done.
@@ -35,7 +35,8 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t smem) {
   return kSwizzle128 | kStrideBytes | kLeadingIgnored | ((smem & 0x3ffff) >> 4);
 }
 
-/// wgmma.mma_async.m64nNk16 for N = kTokens; kAct says fp16 or bf16. accumulate = false overwrites D.
+/// wgmma.mma_async.m64nNk16 for N = kTokens; kAct says fp16 or bf16. accumulate = false overwrites
+/// D.
 template <DataType kAct, int kTokens>
 struct WgmmaRs;
 
