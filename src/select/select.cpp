@@ -129,7 +129,11 @@ Estimate evaluate_streaming(const KernelConfig& c, const LaunchConfig& l, const 
       28 * dequant_weight(c) + 4 * token_tiles + flushes * (14 + 8 * token_tiles);
   const double per_pass = 12 + 6 * token_tiles;
   const double k_blocks = std::ceil(k / 64) / l.cluster_k;
-  const double instructions = k_blocks * (strips * per_strip + passes * per_pass) * per_sm;
+  // Waiting for a chunk, and issuing the copies of the one that takes its place.
+  const double per_chunk = 100;
+  const double chunks = k_blocks * 64 / c.tile_k;
+  const double instructions =
+      (k_blocks * (strips * per_strip + passes * per_pass) + chunks * passes * per_chunk) * per_sm;
 
   Estimate e;
   e.fixed_us = kStreamingFixedUs;
