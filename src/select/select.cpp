@@ -30,9 +30,10 @@ constexpr double kTiledHbmInefficiency = 1.37;
 constexpr double kFixedUs = 2.45;  // launch, prologue, tensor-map fetch, first bytes
 
 // The streaming kernel (drafts on an H100: 1.33 x the floor at M = 1, 1.53 at 8).
-constexpr double kStreamingFixedUs = 2.3;
+constexpr double kStreamingFixedUs = 2.1;
 constexpr double kStreamingInefficiency = 1.055;  // of the stream, next to a kernel that only reads
-constexpr double kStreamingIssueFactor = 2.6;     // clocks per instruction a scheduler
+constexpr double kStreamingIssueFactor = 1.9;     // clocks per instruction a scheduler
+constexpr double kStreamingSecondTile = 0.2;      // what a second tile of tokens adds to the math
 constexpr double kStreamingPassClks = 550;        // exchange of a pass's sums between warps
 constexpr double kStreamingClusterClks = 500;     // the same between CTAs
 
@@ -141,7 +142,10 @@ Estimate evaluate_streaming(const KernelConfig& c, const LaunchConfig& l, const 
       std::max(static_cast<double>(g.cluster_tiles) * strip_bytes, cta_w * device.num_sms * 0.5) /
       device.dram_bytes_per_us * kStreamingInefficiency;
   const double l2 = (cta_w + cta_x) / kL2BytesPerClk;
-  const double math = instructions / 4 * kStreamingIssueFactor;  // four schedulers
+  // Four schedulers. A second tile of tokens doubles the fragments in flight, not the warps that
+  // hide their latency.
+  const double math =
+      instructions / 4 * kStreamingIssueFactor * (1 + kStreamingSecondTile * (token_tiles - 1));
   e.loop_us = std::max(l2, math) * clk_us;
   e.bound = e.stream_us > e.loop_us ? "HBM" : math > l2 ? "math" : "L2";
   e.output_us = passes * (kStreamingPassClks + 4 * m) * clk_us;
