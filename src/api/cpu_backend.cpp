@@ -11,11 +11,16 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include "api/kernel_names.hpp"
+#include "api/plan_cache.hpp"
 #include "api/plan_impl.hpp"
+#include "cpu/blas.hpp"
 #include "cpu/cpu_gemm.hpp"
+#include "tuning/active.hpp"
+#include "util/log.hpp"
 #include "util/parallel.hpp"
 
 namespace mixgemm::cpu_backend {
@@ -167,6 +172,27 @@ Result<Plan> named_plan(const Problem& problem, const std::string& name, int num
   return Plan(std::make_shared<CpuPlan>(problem, *method, num_threads, "the caller named it"));
 }
 
+/// The method that a tuning cache names for the problem, with its time. Nothing where none does, or
+/// one that was measured with another number of threads or can't run here.
+std::optional<std::pair<Method, std::string>> tuned_method(const Problem& problem,
+                                                           int num_threads) {
+  const auto tuned = tuning::lookup(tuning_device(), problem);
+  if (!tuned) return std::nullopt;
+  for (const Method method : kMethods) {
+    if (make_config_id(kernel_id_of(problem, method), problem, num_threads) != tuned->config) {
+      continue;
+    }
+    const bool runs = method == Method::simd || (cpu::blas_available() && !problem.batch_invariant);
+    if (runs) {
+      return std::pair(method,
+                       fmt::format("tuned: {:.1f} us measured at M = {}", tuned->us, tuned->m));
+    }
+  }
+  log::info("tuned configuration not used: {} isn't one of M={} N={} K={} with {} threads here",
+            tuned->config, problem.m, problem.n, problem.k, num_threads);
+  return std::nullopt;
+}
+
 /// The processor's name as Linux reports it.
 std::string processor_name() {
   std::ifstream cpuinfo("/proc/cpuinfo");
@@ -184,11 +210,62 @@ Result<Plan> plan(const Problem& problem, const PlanOptions& options) {
     return invalid(fmt::format("num_threads must be 0 (all cores) .. {}; got {}", kMaxThreads,
                                options.num_threads));
   }
+  const bool by_name = !options.kernel.empty();
+  // A BLAS is known by its address, and may change with MIXGEMM_BLAS while the process runs.
+  const auto blas = reinterpret_cast<std::uintptr_t>(&cpu::blas());
+  const std::uint64_t depends_on = blas ^ std::uint64_t{tuning::generation()} << 48;
+  const PlanKey key(problem, options.num_threads, depends_on);
+  if (!by_name) {
+    if (auto known = PlanCache::find(key)) return Plan(std::move(known));
+  }
   // Resolved here, so that the configuration id says what will run.
   const int num_threads = options.num_threads > 0 ? options.num_threads : default_num_threads();
-  if (!options.kernel.empty()) return named_plan(problem, options.kernel, num_threads);
-  return Plan(std::make_shared<CpuPlan>(problem, cpu::choose(problem), num_threads,
-                                        cpu::explain_choice(problem)));
+  if (by_name) return named_plan(problem, options.kernel, num_threads);
+  Method method = cpu::choose(problem);
+  std::string why;
+  if (auto tuned = tuned_method(problem, num_threads)) {
+    std::tie(method, why) = std::move(*tuned);
+  } else {
+    why = cpu::explain_choice(problem);
+  }
+  auto made = std::make_shared<CpuPlan>(problem, method, num_threads, std::move(why));
+  log::info("plan M={} N={} K={}: {}", problem.m, problem.n, problem.k, made->config_id());
+  return Plan(PlanCache::insert(key, std::move(made)));
+}
+
+Result<std::vector<PlanCandidate>> plan_candidates(const Problem& problem) {
+  const auto picked = mixgemm::plan(problem);
+  if (!picked) return picked.status();
+  const auto tuned = tuning::find(tuning_device(), problem);
+  std::vector<PlanCandidate> candidates;
+  for (const Method method : kMethods) {
+    PlanCandidate c;
+    c.config = make_config_id(kernel_id_of(problem, method), problem, default_num_threads());
+    c.picked = c.config == picked->config_id();
+    if (tuned && tuned->config == c.config) c.tuned_us = tuned->us;
+    if (tuned && tuned->model_config == c.config) c.tuned_us = tuned->model_us;
+    if (method == Method::blas && problem.batch_invariant) {
+      c.why_not = "a BLAS sums in an order that depends on M: not batch invariant";
+    } else if (method == Method::blas && !cpu::blas_available()) {
+      c.why_not = "it needs a BLAS: " + cpu::blas_description();
+    }
+    candidates.push_back(std::move(c));
+  }
+  // What the plan would pick without tuning comes first, what is out last.
+  const auto order = [&](const PlanCandidate& c) {
+    const bool default_pick =
+        kernel_id_of(problem, cpu::choose(problem)) == c.config.substr(0, c.config.find('@'));
+    return !c.why_not.empty() ? 2 : default_pick ? 0 : 1;
+  };
+  std::stable_sort(
+      candidates.begin(), candidates.end(),
+      [&](const PlanCandidate& a, const PlanCandidate& b) { return order(a) < order(b); });
+  return candidates;
+}
+
+const TuningDevice& tuning_device() {
+  static const TuningDevice device = {Device::cpu, processor_name(), 0, default_num_threads()};
+  return device;
 }
 
 std::vector<KernelInfo> kernels() {

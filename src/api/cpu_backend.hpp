@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "mixgemm/gemm.hpp"
+#include "mixgemm/tuning.hpp"
 
 namespace mixgemm::cpu_backend {
 
@@ -21,5 +22,11 @@ std::vector<KernelInfo> kernels();
 
 /// This machine's CPU: cores, SIMD target, BLAS.
 DeviceInfo device();
+
+/// mixgemm::plan_candidates() on the CPU: every method, without estimates.
+Result<std::vector<PlanCandidate>> plan_candidates(const Problem& problem);
+
+/// By which tuning caches know this processor.
+const TuningDevice& tuning_device();
 
 }  // namespace mixgemm::cpu_backend

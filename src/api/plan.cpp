@@ -7,6 +7,7 @@
 #include "api/cpu_backend.hpp"
 #include "api/plan_impl.hpp"
 #include "mixgemm/gemm.hpp"
+#include "mixgemm/tuning.hpp"
 
 #if MIXGEMM_HAS_CUDA
 #include "launch/cuda_backend.hpp"
@@ -17,6 +18,14 @@ namespace {
 
 const Problem kNoProblem;
 const std::string kNoName;
+
+#if !MIXGEMM_HAS_CUDA
+Status no_cuda() {
+  return Status(StatusCode::unsupported,
+                "device = cuda, but this build has no CUDA support; configure with "
+                "-DMIXGEMM_CUDA=ON where nvcc is installed, or plan for the CPU");
+}
+#endif
 
 }  // namespace
 
@@ -42,9 +51,27 @@ Result<Plan> plan(const Problem& problem, const PlanOptions& options) {
 #if MIXGEMM_HAS_CUDA
   return cuda::plan(problem, options);
 #else
-  return Status(StatusCode::unsupported,
-                "device = cuda, but this build has no CUDA support; configure with "
-                "-DMIXGEMM_CUDA=ON where nvcc is installed, or plan for the CPU");
+  return no_cuda();
+#endif
+}
+
+Result<std::vector<PlanCandidate>> plan_candidates(const Problem& problem,
+                                                   [[maybe_unused]] std::size_t limit) {
+  if (Status s = check_problem(problem); !s) return s;
+  if (problem.device == Device::cpu) return cpu_backend::plan_candidates(problem);
+#if MIXGEMM_HAS_CUDA
+  return cuda::plan_candidates(problem, limit);
+#else
+  return no_cuda();
+#endif
+}
+
+Result<TuningDevice> tuning_device(Device device) {
+  if (device == Device::cpu) return cpu_backend::tuning_device();
+#if MIXGEMM_HAS_CUDA
+  return cuda::tuning_device();
+#else
+  return no_cuda();
 #endif
 }
 

@@ -3,9 +3,11 @@
 // driver: plans are refused with `unsupported`, lists are empty or carry a note.
 #pragma once
 
+#include <cstddef>
 #include <vector>
 
 #include "mixgemm/gemm.hpp"
+#include "mixgemm/tuning.hpp"
 
 namespace mixgemm::cuda {
 
@@ -19,5 +21,9 @@ std::vector<KernelInfo> kernels();
 
 /// Every CUDA device, or one unusable entry with the note "no CUDA driver" (or no device).
 std::vector<DeviceInfo> devices();
+
+/// mixgemm::plan_candidates() and tuning_device() for the current device.
+Result<std::vector<PlanCandidate>> plan_candidates(const Problem& problem, std::size_t limit);
+Result<TuningDevice> tuning_device();
 
 }  // namespace mixgemm::cuda

@@ -7,16 +7,14 @@
 #include <atomic>
 #include <iterator>
 #include <memory>
-#include <mutex>
 #include <random>
-#include <shared_mutex>
 #include <span>
 #include <string>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "api/check.hpp"
+#include "api/plan_cache.hpp"
 #include "api/plan_impl.hpp"
 #include "launch/cuda_backend.hpp"
 #include "launch/device.hpp"
@@ -24,15 +22,16 @@
 #include "launch/tensor_maps.hpp"
 #include "registry.hpp"
 #include "select/config_id.hpp"
+#include "select/explain.hpp"
 #include "select/select.hpp"
+#include "tuning/active.hpp"
+#include "util/log.hpp"
 
 namespace mixgemm::cuda {
 namespace {
 
 /// Candidates kept from a ranking: the first that the device can hold is taken, the others explain.
 constexpr std::size_t kKept = 6;
-/// Plans remembered per process. A server sees some hundreds; a fuzzer must not eat the memory.
-constexpr std::size_t kMaxCachedPlans = 8192;
 
 /// A tag that no other launch of this process has, and no poisoned or stale workspace is likely to
 /// hold: kernels mark their partial sums with it. Never 0, which means "not written".
@@ -72,19 +71,10 @@ Result<LaunchPtr> prepare(const DeviceContext& device, const KernelEntry& entry,
   return LaunchPtr(made);
 }
 
-std::string describe(const select::Candidate& c, const Problem& problem) {
-  const select::Estimate& e = c.estimate;
-  return fmt::format(
-      "{:8.2f} us  {}  (fixed {:.2f}, HBM {:.2f}, loop {:.2f} by {}, output {:.2f}, "
-      "sum over k ranges {:.2f})",
-      e.total_us, select::config_id(c.entry->id, problem.weight.group_size, c.launch), e.fixed_us,
-      e.stream_us, e.loop_us, e.bound, e.output_us, e.reduce_us);
-}
-
 class CudaPlan final : public Plan::Impl {
  public:
   CudaPlan(const Problem& problem, const DeviceContext& device, const KernelEntry& entry,
-           LaunchPtr main, LaunchPtr plain, bool picked_by_name)
+           LaunchPtr main, LaunchPtr plain, std::string why)
       : Impl(problem, entry.id,
              select::config_id(entry.id, problem.weight.group_size, main->config),
              workspace_of(*main, plain.get())),
@@ -92,14 +82,13 @@ class CudaPlan final : public Plan::Impl {
         entry_(entry),
         main_(std::move(main)),
         plain_(std::move(plain)),
-        picked_by_name_(picked_by_name) {}
+        why_(std::move(why)) {}
 
   std::string explain() const override {
     const launch::Geometry& g = main_->geometry;
     const select::Estimate e =
         select::estimate(entry_.config, main_->config, problem(), device_.facts);
-    std::string text =
-        fmt::format("{}{}\n", config_id(), picked_by_name_ ? ", asked for by name" : "");
+    std::string text = fmt::format("{}, {}\n", config_id(), why_);
     const auto out = std::back_inserter(text);
     fmt::format_to(
         out,
@@ -114,12 +103,10 @@ class CudaPlan final : public Plan::Impl {
       fmt::format_to(out, "  where X or its leading dimension isn't 16-byte aligned: {}\n",
                      select::config_id(entry_.id, problem().weight.group_size, plain_->config));
     }
-    fmt::format_to(out, "  best candidates by the cost model:\n");
-    for (const auto& c :
-         select::rank(problem(), kernel_index().kernels(problem()), device_.facts, kKept)) {
-      fmt::format_to(out, "  {}\n", describe(c, problem()));
-    }
-    return text;
+    const auto tuned = tuning::find(device_.identity, problem());
+    const auto candidates = select::explain(problem(), kernel_registry(), kernel_index(),
+                                            device_.facts, config_id(), tuned, kKept);
+    return text + select::format_candidates(candidates);
   }
 
   Status run(const RunArgs& args) const override {
@@ -235,14 +222,14 @@ class CudaPlan final : public Plan::Impl {
   const KernelEntry& entry_;
   const LaunchPtr main_;
   const LaunchPtr plain_;  // without multicast of X, for an X that TMA can't read
-  const bool picked_by_name_;
+  const std::string why_;
 };
 
 using ImplPtr = std::shared_ptr<const Plan::Impl>;
 
 Result<ImplPtr> make_plan(const Problem& problem, const DeviceContext& device,
                           const KernelEntry& entry, const LaunchConfig& config,
-                          bool may_change_launch, bool picked_by_name) {
+                          bool may_change_launch, std::string why) {
   auto main = prepare(device, entry, config, problem);
   if (!main) return main.status();
   LaunchPtr plain;
@@ -254,25 +241,28 @@ Result<ImplPtr> make_plan(const Problem& problem, const DeviceContext& device,
     plain = std::move(*prepared);
   }
   return ImplPtr(std::make_shared<CudaPlan>(problem, device, entry, std::move(*main),
-                                            std::move(plain), picked_by_name));
+                                            std::move(plain), std::move(why)));
 }
 
 /// The first of the ranked candidates that the device can hold.
 Result<ImplPtr> plan_best(const Problem& problem, const DeviceContext& device,
-                          std::span<const KernelEntry* const> kernels, bool by_name) {
+                          std::span<const KernelEntry* const> kernels, const std::string& why) {
   Status last(StatusCode::unsupported,
               fmt::format("no launch of {} suits the problem",
                           kernels.size() == 1 ? kernels[0]->id : "any kernel"));
   for (const auto& c : select::rank(problem, kernels, device.facts, kKept)) {
-    auto made = make_plan(problem, device, *c.entry, c.launch, true, by_name);
+    auto made = make_plan(problem, device, *c.entry, c.launch, true, why);
     if (made) return made;
     last = made.status();
   }
   return last;
 }
 
-Result<ImplPtr> plan_by_name(const Problem& problem, const DeviceContext& device,
-                             const std::string& name) {
+/// `name`: a kernel id, or a configuration id. may_change_launch: whether an X that TMA can't read
+/// may be served by another launch than the one named.
+Result<ImplPtr> plan_by_id(const Problem& problem, const DeviceContext& device,
+                           const std::string& name, bool may_change_launch,
+                           const std::string& why) {
   const auto id = select::parse_config_id(name);
   if (!id) return id.status();
   const KernelEntry* entry = kernel_index().find(id->kernel_id);
@@ -293,7 +283,7 @@ Result<ImplPtr> plan_by_name(const Problem& problem, const DeviceContext& device
                               device.arch / 10, device.arch % 10));
   }
   if (const char* rule = select::why_unfit(entry->config, problem)) return unfit(rule);
-  if (!id->has_launch) return plan_best(problem, device, {&entry, 1}, true);
+  if (!id->has_launch) return plan_best(problem, device, {&entry, 1}, why);
   if (id->group_size != problem.weight.group_size) {
     return Status(StatusCode::invalid_argument,
                   fmt::format("{}: the group size of the configuration must be the problem's {}; "
@@ -304,72 +294,37 @@ Result<ImplPtr> plan_by_name(const Problem& problem, const DeviceContext& device
           select::why_unfit(entry->config, id->launch, problem, device.facts, true)) {
     return unfit(rule);
   }
-  return make_plan(problem, device, *entry, id->launch, false, true);
+  return make_plan(problem, device, *entry, id->launch, may_change_launch, why);
 }
 
-/// What a plan depends on, besides its options.
-struct PlanKey {
-  std::int64_t m, n, k;
-  std::uint64_t rest;
-
-  PlanKey(const Problem& p, int device) : m(p.m), n(p.n), k(p.k), rest(0) {
-    const auto add = [&](std::uint64_t value, int bits) { rest = rest << bits | value; };
-    add(static_cast<std::uint64_t>(device), 16);
-    add(static_cast<std::uint64_t>(p.weight.group_size), 16);
-    add(static_cast<std::uint64_t>(p.act), 4);
-    add(static_cast<std::uint64_t>(p.weight.type), 4);
-    add(static_cast<std::uint64_t>(p.weight.zero), 4);
-    add(static_cast<std::uint64_t>(p.epilogue.activation), 4);
-    add(p.epilogue.bias, 1);
-    add(p.epilogue.residual, 1);
-    add(p.deterministic, 1);
-    add(p.batch_invariant, 1);
-  }
-  friend bool operator==(const PlanKey&, const PlanKey&) = default;
-};
-
-struct PlanKeyHash {
-  std::size_t operator()(const PlanKey& key) const {
-    std::uint64_t h = 0;
-    for (const std::uint64_t part :
-         {static_cast<std::uint64_t>(key.m), static_cast<std::uint64_t>(key.n),
-          static_cast<std::uint64_t>(key.k), key.rest}) {
-      h = (h ^ part) * 0x9e3779b97f4a7c15ull;
-      h ^= h >> 32;
-    }
-    return h;
-  }
-};
-
-/// Plans by problem. Never destroyed: plans may be asked for while other statics die.
-struct PlanCache {
-  std::shared_mutex mutex;
-  std::unordered_map<PlanKey, ImplPtr, PlanKeyHash> plans;
-
-  static PlanCache& instance() {
-    static auto* cache = new PlanCache;
-    return *cache;
-  }
-};
+/// The configuration that a tuning cache names for the problem, or nullptr: none does, or it names
+/// one that this build, this device or this M can't take, which leaves the choice to the model.
+ImplPtr plan_tuned(const Problem& problem, const DeviceContext& device) {
+  const auto tuned = tuning::lookup(device.identity, problem);
+  if (!tuned) return nullptr;
+  auto made = plan_by_id(problem, device, tuned->config, true,
+                         fmt::format("tuned: {:.2f} us measured at M = {}", tuned->us, tuned->m));
+  if (made) return std::move(*made);
+  log::info("tuned configuration not used: {}", made.status().message());
+  return nullptr;
+}
 
 }  // namespace
 
 Result<Plan> plan(const Problem& problem, const PlanOptions& options) {
   if (Status s = check_problem(problem); !s) return s;
   const bool by_name = !options.kernel.empty();
-  PlanCache& cache = PlanCache::instance();
+  const std::uint32_t tuning = tuning::generation();
   int ordinal = -1;
   if (!by_name && cudaGetDevice(&ordinal) == cudaSuccess) {
-    std::shared_lock lock(cache.mutex);
-    const auto it = cache.plans.find(PlanKey(problem, ordinal));
-    if (it != cache.plans.end()) return Plan(it->second);
+    if (auto known = PlanCache::find(PlanKey(problem, ordinal, tuning))) return Plan(known);
   }
 
   const auto device = current_device();
   if (!device) return device.status();
   if (Status s = load_tensor_map_encoder(); !s) return s;
   if (by_name) {
-    auto made = plan_by_name(problem, **device, options.kernel);
+    auto made = plan_by_id(problem, **device, options.kernel, false, "asked for by name");
     if (!made) return made.status();
     return Plan(std::move(*made));
   }
@@ -381,12 +336,29 @@ Result<Plan> plan(const Problem& problem, const PlanOptions& options) {
                     "variant of the manifest",
                     select::describe(select::family_of(problem))));
   }
-  auto made = plan_best(problem, **device, kernels, false);
-  if (!made) return made.status();
-  std::unique_lock lock(cache.mutex);
-  if (cache.plans.size() >= kMaxCachedPlans) cache.plans.clear();
-  const auto it = cache.plans.emplace(PlanKey(problem, (*device)->ordinal), std::move(*made)).first;
-  return Plan(it->second);
+  ImplPtr best = plan_tuned(problem, **device);
+  if (best == nullptr) {
+    auto made = plan_best(problem, **device, kernels, "first by the cost model");
+    if (!made) return made.status();
+    best = std::move(*made);
+  }
+  log::info("plan M={} N={} K={}: {}", problem.m, problem.n, problem.k, best->config_id());
+  return Plan(PlanCache::insert(PlanKey(problem, (*device)->ordinal, tuning), std::move(best)));
+}
+
+Result<std::vector<PlanCandidate>> plan_candidates(const Problem& problem, std::size_t limit) {
+  const auto picked = mixgemm::plan(problem);
+  if (!picked) return picked.status();
+  const auto device = current_device();
+  if (!device) return device.status();
+  return select::explain(problem, kernel_registry(), kernel_index(), (*device)->facts,
+                         picked->config_id(), tuning::find((*device)->identity, problem), limit);
+}
+
+Result<TuningDevice> tuning_device() {
+  const auto device = current_device();
+  if (!device) return device.status();
+  return (*device)->identity;
 }
 
 std::vector<KernelInfo> kernels() {

@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <tuple>
 #include <utility>
 
@@ -68,6 +69,12 @@ Result<int> ask_resident_clusters(const KernelEntry& entry, const LaunchConfig& 
                               entry.id, size, config.dynamicSmemBytes));
   }
   return clusters;
+}
+
+std::string device_name(int device) {
+  cudaDeviceProp properties;
+  if (cudaGetDeviceProperties(&properties, device) != cudaSuccess) return "CUDA device";
+  return properties.name;
 }
 
 select::DeviceFacts ask_facts(int device) {
@@ -181,6 +188,7 @@ Result<const DeviceContext*> current_device() {
     context->ordinal = device;
     context->arch = arch;
     context->facts = ask_facts(device);
+    context->identity = {Device::cuda, device_name(device), arch, context->facts.num_sms};
     slot = std::move(context);
   }
   return static_cast<const DeviceContext*>(slot.get());

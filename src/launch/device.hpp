@@ -9,6 +9,7 @@
 
 #include "kernel_config.hpp"
 #include "mixgemm/status.hpp"
+#include "mixgemm/tuning.hpp"
 #include "registry.hpp"
 #include "select/select.hpp"
 
@@ -30,6 +31,7 @@ struct DeviceContext {
   int ordinal = 0;
   int arch = 0;  ///< compute capability × 10
   select::DeviceFacts facts;
+  TuningDevice identity;  ///< by which tuning caches know it
 };
 
 /// The current device's, made on first use. Fails with unsupported where there is no device, or one
