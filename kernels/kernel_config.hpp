@@ -132,14 +132,19 @@ constexpr int max_stages(const KernelConfig& c) {
 // rows of tile_k codes, their scales and zeros, and tile_k activations of each of the M tokens.
 constexpr int streaming_warps(const KernelConfig& c) { return 4 * c.consumer_warpgroups; }
 /// CTAs per SM that the register cap leaves room for: the launch's own and as many of the next
-/// one's, except for the widest tiles, whose sums need the registers.
+/// one's, unless their sums, the warps or the scales of fine groups need the registers.
 constexpr int streaming_resident_ctas(const KernelConfig& c) {
-  return c.tile_n * c.tile_m > 512 ? c.ctas_per_sm : 2 * c.ctas_per_sm;
+  const bool narrow = c.tile_n * c.tile_m < 1024 && !(c.fine_groups && c.tile_m > 8);
+  return c.consumer_warpgroups <= 2 && narrow ? 2 * c.ctas_per_sm : c.ctas_per_sm;
 }
 constexpr int streaming_threads(const KernelConfig& c) { return streaming_warps(c) * kWarpSize; }
-/// Bytes from one token's activations to the next: 16 more than the row, so that the eight rows
-/// that ldmatrix reads together lie in different banks.
-constexpr int streaming_x_pitch_bytes(const KernelConfig& c) { return c.tile_k * 2 + 16; }
+/// X of a stage: rows for one or two tokens; from three on, TMA boxes of all tile_m tokens × 64 k.
+constexpr bool streaming_x_boxed(int m) { return m > 2; }
+/// Bytes from one token's activations to the next. Where there are two, 16 more than the row, so
+/// that what ldmatrix reads of both lies in different banks.
+constexpr int streaming_x_pitch_bytes(const KernelConfig& c, int m) {
+  return c.tile_k * 2 + (m > 1 ? 16 : 0);
+}
 /// Groups that a chunk may touch; chunks start at k-blocks, which no group of 16, 32 or 64
 /// straddles.
 constexpr int streaming_groups_per_stage(const KernelConfig& c) {
@@ -150,15 +155,14 @@ constexpr int streaming_scale_bytes(const KernelConfig& c) {
   if (c.quant == Quant::column) return 0;
   return align_up(streaming_groups_per_stage(c) * c.tile_n * 2, 128);
 }
-/// X of a stage: rows for one or two tokens; from three on, TMA boxes of all tile_m tokens × 64 k.
-constexpr bool streaming_x_boxed(int m) { return m > 2; }
 constexpr int streaming_x_bytes(const KernelConfig& c, int m) {
-  return streaming_x_boxed(m) ? x_stage_bytes(c) : align_up(m * streaming_x_pitch_bytes(c), 128);
+  return streaming_x_boxed(m) ? x_stage_bytes(c) : align_up(m * streaming_x_pitch_bytes(c, m), 128);
 }
+/// Boxes of X are swizzled, which repeats every 1024 bytes of address; else TMA asks for 128.
 constexpr int streaming_stage_bytes(const KernelConfig& c, int m) {
   return align_up(streaming_x_bytes(c, m) + w_stage_bytes(c) +
                       streaming_scale_bytes(c) * (c.quant == Quant::group_zero ? 2 : 1),
-                  1024);
+                  streaming_x_boxed(m) ? 1024 : 128);
 }
 /// Groups in the TMA box of a chunk's scales. A chunk may start in the middle of a group.
 constexpr int streaming_box_groups(const KernelConfig& c, int group_size) {
@@ -167,16 +171,16 @@ constexpr int streaming_box_groups(const KernelConfig& c, int group_size) {
   const int whole = (c.tile_k + group_size - 1) / group_size;
   return group_size <= 64 ? whole : whole + 1 < c.tile_k / 64 ? whole + 1 : c.tile_k / 64;
 }
-/// fp32 sums of a pass, all warps'.
-constexpr int streaming_exchange_bytes(const KernelConfig& c) {
-  return streaming_warps(c) * c.tile_n * c.tile_m * 4;
+/// fp32 sums of a pass, [warp][token][row]: four more from token to token, so that the sums that a
+/// warp writes together lie in different banks.
+constexpr int streaming_exchange_pitch(const KernelConfig& c) { return c.tile_n + 4; }
+constexpr int streaming_exchange_bytes(const KernelConfig& c, int m) {
+  return streaming_warps(c) * m * streaming_exchange_pitch(c) * 4;
 }
-/// Exchange area and barriers; the rings start at a multiple of the swizzle's 1024 bytes.
-constexpr int streaming_fixed_bytes(const KernelConfig& c) {
-  return align_up(streaming_exchange_bytes(c) + streaming_warps(c) * kMaxStages * 8, 1024);
-}
+/// Rings, exchange area, barriers. Every byte counts: two launches must fit into an SM.
 constexpr int streaming_smem_bytes(const KernelConfig& c, int stages, int m) {
-  return streaming_fixed_bytes(c) + streaming_warps(c) * stages * streaming_stage_bytes(c, m);
+  return streaming_warps(c) * stages * (streaming_stage_bytes(c, m) + 8) +
+         streaming_exchange_bytes(c, m);
 }
 
 // Registers. The compiler caps every thread at launch_registers (from __launch_bounds__); producers
@@ -206,8 +210,8 @@ constexpr const char* why_illegal(const KernelConfig& c) {
   if (c.fine_groups && c.quant == Quant::column) return "fine groups need group scales";
   if (c.schedule == Schedule::multistage) return nullptr;
   if (c.schedule == Schedule::streaming) {
-    if (c.tile_n % layout::kStripRows != 0 || c.tile_n < 16 || c.tile_n > 64) {
-      return "streaming: tile_n must be 16, 32, 48 or 64";
+    if (c.tile_n % layout::kStripRows != 0 || c.tile_n < 16 || c.tile_n > 128) {
+      return "streaming: tile_n must be a multiple of 16 up to 128";
     }
     if (c.tile_m % 8 != 0 || c.tile_m < 8 || c.tile_m > 32) {
       return "streaming: tile_m must be 8, 16, 24 or 32";

@@ -102,7 +102,9 @@ class Kernel:
     @property
     def resident_ctas(self):
         """CTAs per SM that the launch bounds ask for."""
-        shares = self.schedule == "stream" and self.tile_n * self.tile_m <= 512
+        narrow = (self.tile_n * self.tile_m < 1024
+                  and not (self.quant.startswith("f") and self.tile_m > 8))
+        shares = self.schedule == "stream" and self.consumer_warpgroups <= 2 and narrow
         return self.ctas_per_sm * (2 if shares else 1)
 
     # Shared memory, as kernels/kernel_config.hpp counts it; a test compares the two for every
@@ -118,13 +120,13 @@ class Kernel:
         if self.schedule == "stream":
             tokens = self.tile_m * self.tile_k * 2
             stage = align_up(codes + arrays * align_up(scales, 128) + tokens, 1024)
-            return 4 * self.consumer_warpgroups * stage
+            return 4 * self.consumer_warpgroups * (stage + 8)  # with its barrier
         return align_up(self.tile_m * self.tile_k * 2 + codes + arrays * align_up(scales, 128), 1024)
 
     def fixed_bytes(self):
         if self.schedule == "stream":
             warps = 4 * self.consumer_warpgroups
-            return align_up(warps * self.tile_n * self.tile_m * 4 + warps * 16 * 8, 1024)
+            return warps * self.tile_m * (self.tile_n + 4) * 4
         rows = self.tile_n if self.schedule == "pp" else self.tile_n // self.consumer_warpgroups
         return 1024 + self.consumer_warpgroups * min(self.tile_m, 64) * (rows + 8) * 2 + (2 * 16 + 2) * 8
 

@@ -91,22 +91,32 @@ class Output {
     if (thread() == 0) ptx::st_release_gpu(flag(slot), p_.flag_tag);
   }
 
-  /// Adds what leave_partial left, once it is there, and clears the flag for the next launch.
-  __device__ __forceinline__ void take_partial(Accumulators& acc, int slot, int slots) const {
-    if (thread() == 0) {
-      while (ptx::ld_acquire_gpu(flag(slot)) != p_.flag_tag) __nanosleep(64);
+  /// Adds what leave_partial left in the slots of `count` clusters, slot_step apart, in order, once
+  /// all of it is there, and clears their flags for the next launch. contributes(i): did cluster i
+  /// leave anything? All flags are awaited at once: a round trip each would add up.
+  template <class Contributes>
+  __device__ __forceinline__ void take_partials(Accumulators& acc, int first_slot, int slot_step,
+                                                int count, int slots,
+                                                const Contributes& contributes) const {
+    for (int i = thread(); i < count; i += kWarpgroupThreads) {
+      if (!contributes(i)) continue;
+      while (ptx::ld_acquire_gpu(flag(first_slot + i * slot_step)) != p_.flag_tag) __nanosleep(20);
     }
     sync();
-    const float4* const in = partial_slot(slot, slots);
-    for_each_quad([&](int r, int i, int at) {
-      const float4 v = __ldcg(in + at);
-      acc[r][i] += v.x;
-      acc[r][i + 1] += v.y;
-      acc[r][i + 2] += v.z;
-      acc[r][i + 3] += v.w;
-    });
-    sync();
-    if (thread() == 0) *flag(slot) = 0;
+    for (int i = 0; i < count; ++i) {
+      if (!contributes(i)) continue;
+      const float4* const in = partial_slot(first_slot + i * slot_step, slots);
+      for_each_quad([&](int r, int j, int at) {
+        const float4 v = __ldcg(in + at);
+        acc[r][j] += v.x;
+        acc[r][j + 1] += v.y;
+        acc[r][j + 2] += v.z;
+        acc[r][j + 3] += v.w;
+      });
+    }
+    for (int i = thread(); i < count; i += kWarpgroupThreads) {
+      if (contributes(i)) *flag(first_slot + i * slot_step) = 0;
+    }
   }
 
   /// cluster_k: puts the sums into this CTA's drained ring, as fp32 [token][feature].

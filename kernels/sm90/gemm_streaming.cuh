@@ -51,7 +51,7 @@ struct StreamingKernel {
   static constexpr int kBits = bits_of(kConfig.weight);
   static constexpr int kCellBytes = layout::cell_bytes(kBits);
   static constexpr int kStripBytes = kKBlocks * kCellBytes;  // of a stage
-  static constexpr int kXPitch = streaming_x_pitch_bytes(kConfig);
+  static constexpr int kExchangePitch = streaming_exchange_pitch(kConfig);
   static constexpr bool kScaled = kConfig.quant != Quant::column;
   static constexpr bool kZeros = kConfig.quant == Quant::group_zero;
   // k16 steps whose products are summed before the scale applies.
@@ -74,15 +74,16 @@ struct StreamingKernel {
   // box per k-block, [token][64 k] swizzled, or, for one or two tokens, rows of tile_k.
   const bool x_boxed;
   const int codes_offset;
+  const int x_pitch;
   const std::uint32_t x_offset[2];  // what ldmatrix reads: of this lane's row, in each half k-block
   const int x_block_bytes;          // from one k-block to the next
 
-  static __device__ __forceinline__ std::uint32_t x_lane_offset(bool boxed, int m, int lane,
-                                                                int half) {
+  static __device__ __forceinline__ std::uint32_t x_lane_offset(bool boxed, int m, int pitch,
+                                                                int lane, int half) {
     const int chunk = 4 * half + lane / 8;
     if (boxed) return lane % 8 * 128 + ((chunk ^ (lane % 8)) * 16);
     // A token beyond M reads another's row: its sums are never stored.
-    return min(lane % 8, m - 1) * kXPitch + chunk * 16;
+    return min(lane % 8, m - 1) * pitch + chunk * 16;
   }
   __device__ __forceinline__ int scales_offset() const {
     return codes_offset + kStrips * kStripBytes;
@@ -174,7 +175,7 @@ struct StreamingKernel {
     } else {
       const auto* const x = static_cast<const std::uint16_t*>(p.x) + chunk.first_k();
       for (int token = 0; token < p.m; ++token) {
-        ptx::cp_async_bulk(base + token * kXPitch, x + token * p.ldx, row_bytes(chunk), barrier,
+        ptx::cp_async_bulk(base + token * x_pitch, x + token * p.ldx, row_bytes(chunk), barrier,
                            p.x_policy);
       }
     }
@@ -194,7 +195,7 @@ struct StreamingKernel {
         const bool inside = !x_copied() && token < p.m && chunk.first_k() + k < p.k;
         const int at = x_boxed ? k / 64 * x_block_bytes + token * 128 +
                                      ((k % 64 / 8) ^ (token % 8)) * 16 + k % 8 * 2
-                               : token * kXPitch + k * 2;
+                               : token * x_pitch + k * 2;
         *reinterpret_cast<std::uint16_t*>(rows + at) =
             inside ? x[token * p.ldx + k] : std::uint16_t(0);
       }
@@ -330,19 +331,21 @@ struct StreamingKernel {
 
   // ---- one pass -------------------------------------------------------------------------------
 
-  /// Sums of a warp → its slab of the exchange area, [strip][token tile][i][lane].
-  __device__ __forceinline__ void put_sums(float* slab, int strips, const Fragment (&sum)[kStrips],
+  /// Sums of a warp → its slab of the exchange area, [token][row].
+  __device__ __forceinline__ void put_sums(float* slab, const Fragment (&sum)[kStrips],
                                            const Fragment& x_sum) const {
 #pragma unroll
-    for (int s = 0; s < kStrips; ++s) {
-      if (s >= strips) break;
+    for (int t = 0; t < kTokenTiles; ++t) {
 #pragma unroll
-      for (int t = 0; t < kTokenTiles; ++t) {
+      for (int i = 0; i < 4; ++i) {
+        const int token = 8 * t + 2 * (lane % 4) + i % 2;
+        if (token >= p.m) continue;
+        float* const row = slab + token * kExchangePitch + lane / 4 + 8 * (i / 2);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
+        for (int s = 0; s < kStrips; ++s) {
           float v = sum[s][t][i];
           if constexpr (!kScaled) v -= (kCodeBias + implicit_zero(kConfig.weight)) * x_sum[t][i];
-          slab[((s * kTokenTiles + t) * 4 + i) * kWarpSize + lane] = v * unit(i / 2);
+          row[s * layout::kStripRows] = v * unit(i / 2);
         }
       }
     }
@@ -352,24 +355,21 @@ struct StreamingKernel {
   /// order, epilogue, store. `exchange` is the shared-window address of the area.
   __device__ __forceinline__ void finish_pass(std::uint32_t exchange, int first_strip, int strips,
                                               int rank) const {
-    constexpr int kSlab = kStrips * kTokenTiles * 4 * kWarpSize;
-    const int outputs = strips * layout::kStripRows * p.m;
-    for (int e = rank * kWarps * kWarpSize + threadIdx.x; e < outputs;
+    const int rows = strips * layout::kStripRows;
+    const std::uint32_t slab_bytes = p.m * kExchangePitch * 4;
+    for (int e = rank * kWarps * kWarpSize + threadIdx.x; e < rows * p.m;
          e += p.cluster_k * kWarps * kWarpSize) {
-      const int row = e % (strips * layout::kStripRows);
-      const int m = e / (strips * layout::kStripRows);
+      const int m = e / rows;
+      const int row = e - m * rows;
       const int n = first_strip * layout::kStripRows + row;
       if (n >= p.n) continue;
-      const int i = row % 16 / 8 * 2 + m % 2;
-      const int at =
-          ((row / 16 * kTokenTiles + m / 8) * 4 + i) * kWarpSize + row % 8 * 4 + m % 8 / 2;
+      const std::uint32_t at = exchange + (m * kExchangePitch + row) * 4;
       float total = 0.f;
       for (int r = 0; r < p.cluster_k; ++r) {
 #pragma unroll
         for (int w = 0; w < kWarps; ++w) {
-          total += p.cluster_k == 1
-                       ? ptx::ld_shared_f32(exchange + (w * kSlab + at) * 4)
-                       : ptx::ld_shared_cluster_f32(exchange + (w * kSlab + at) * 4, r);
+          total += p.cluster_k == 1 ? ptx::ld_shared_f32(at + w * slab_bytes)
+                                    : ptx::ld_shared_cluster_f32(at + w * slab_bytes, r);
         }
       }
       store(total, n, m);
@@ -402,11 +402,11 @@ __global__ void __launch_bounds__(streaming_threads(Variant::config),
   const int lane = threadIdx.x % kWarpSize;
   const int stage_bytes = streaming_stage_bytes(kConfig, p.m);
 
-  // Shared memory: exchange area, barriers, rings.
-  constexpr int kExchangeBytes = streaming_exchange_bytes(kConfig);
-  char* const ring = smem + streaming_fixed_bytes(kConfig) + warp * p.stages * stage_bytes;
-  const std::uint32_t my_barriers =
-      ptx::smem_address(smem + kExchangeBytes) + warp * kMaxStages * 8;
+  // Shared memory: rings, barriers, exchange area.
+  char* const ring = smem + warp * p.stages * stage_bytes;
+  char* const barriers = smem + kWarps * p.stages * stage_bytes;
+  float* const exchange = reinterpret_cast<float*>(barriers + kWarps * p.stages * 8);
+  const std::uint32_t my_barriers = ptx::smem_address(barriers) + warp * p.stages * 8;
   if (lane == 0) {  // one arrival: the announcement of the bytes
     for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(my_barriers + 8 * i, 1);
     ptx::fence_mbarrier_init();
@@ -414,17 +414,19 @@ __global__ void __launch_bounds__(streaming_threads(Variant::config),
   __syncwarp();
 
   const bool x_boxed = streaming_x_boxed(p.m);
-  const Kernel kernel{
-      p,
-      ring,
-      ptx::smem_address(ring),
-      my_barriers,
-      stage_bytes,
-      lane,
-      x_boxed,
-      streaming_x_bytes(kConfig, p.m),
-      {Kernel::x_lane_offset(x_boxed, p.m, lane, 0), Kernel::x_lane_offset(x_boxed, p.m, lane, 1)},
-      x_boxed ? kConfig.tile_m * 128 : 128};
+  const int x_pitch = streaming_x_pitch_bytes(kConfig, p.m);
+  const Kernel kernel{p,
+                      ring,
+                      ptx::smem_address(ring),
+                      my_barriers,
+                      stage_bytes,
+                      lane,
+                      x_boxed,
+                      streaming_x_bytes(kConfig, p.m),
+                      x_pitch,
+                      {Kernel::x_lane_offset(x_boxed, p.m, x_pitch, lane, 0),
+                       Kernel::x_lane_offset(x_boxed, p.m, x_pitch, lane, 1)},
+                      x_boxed ? kConfig.tile_m * 128 : 128};
   using Chunk = typename Kernel::Chunk;
 
   // This cluster's strips, this warp's k-blocks.
@@ -494,15 +496,14 @@ __global__ void __launch_bounds__(streaming_threads(Variant::config),
         phase ^= 1u;
       }
     }
-    float* const slab = reinterpret_cast<float*>(smem) + warp * (kExchangeBytes / 4 / kWarps);
-    kernel.put_sums(slab, strips, sum, x_sum);
+    kernel.put_sums(exchange + warp * p.m * Kernel::kExchangePitch, sum, x_sum);
     if (p.cluster_k > 1) {
       ptx::barrier_cluster_arrive();
       ptx::barrier_cluster_wait();
     } else {
       __syncthreads();
     }
-    kernel.finish_pass(ptx::smem_address(smem), strip, strips, rank);
+    kernel.finish_pass(ptx::smem_address(exchange), strip, strips, rank);
     if (p.cluster_k > 1) {  // nobody may overwrite, or leave with, sums that peers still read
       ptx::barrier_cluster_arrive();
       ptx::barrier_cluster_wait();

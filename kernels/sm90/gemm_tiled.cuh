@@ -332,10 +332,11 @@ struct TiledKernel {
       } else if (!item.finishes) {
         output.leave_partial(acc, slot(), num_clusters * cluster_size());
       } else {
-        for (int c = item.first_contributor; c >= 0 && c < cluster; ++c) {
-          if (work.contributes(c)) {
-            output.take_partial(acc, c * cluster_size() + rank(), num_clusters * cluster_size());
-          }
+        if (item.first_contributor >= 0) {
+          const int first = item.first_contributor;
+          output.take_partials(acc, first * cluster_size() + rank(), cluster_size(),
+                               cluster - first, num_clusters * cluster_size(),
+                               [&](int i) { return work.contributes(first + i); });
         }
         output.store(acc, item);
       }

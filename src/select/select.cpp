@@ -261,6 +261,20 @@ int ring_depth(const KernelConfig& c, int deepest) {
   return std::min({stages, deepest, kMaxStages});
 }
 
+/// Streaming: as deep as a warp's share of the weights, so that all of it is on its way before the
+/// activations are there, unless that would keep the next launch from sharing the SM.
+int streaming_ring_depth(const KernelConfig& c, const LaunchConfig& l, const Problem& p,
+                         const DeviceFacts& device, int deepest) {
+  const std::int64_t clusters = std::max(1, device.resident(c.ctas_per_sm, l.cluster_k));
+  const std::int64_t strips = (layout::num_strips(p.n) + clusters - 1) / clusters;
+  const std::int64_t passes = (strips * layout::kStripRows + c.tile_n - 1) / c.tile_n;
+  const std::int64_t split = streaming_warps(c) * l.cluster_k;
+  const std::int64_t blocks = (layout::num_k_blocks(p.k) + split - 1) / split;
+  const std::int64_t chunk = c.tile_k / layout::kBlockK;
+  const std::int64_t chunks = passes * ((blocks + chunk - 1) / chunk);
+  return static_cast<int>(std::clamp<std::int64_t>(chunks, std::min(2, deepest), deepest));
+}
+
 template <class Visit>
 void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts& device,
                      const Visit& visit) {
@@ -273,9 +287,7 @@ void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts&
     for (const int ways : {1, 2, 4}) {
       LaunchConfig l;
       l.cluster_k = ways;
-      // Two stages already cover a pass or more of every warp, and the less a launch takes of
-      // shared memory, the sooner the next one's weights are on their way (sweeps on an H100).
-      l.stages = std::min(2, deepest_ring(c, p.m));
+      l.stages = streaming_ring_depth(c, l, p, device, deepest);
       if (why_unfit(c, l, p, device, likely_tma) == nullptr) visit(l);
     }
     return;
@@ -355,10 +367,11 @@ const char* why_illegal_streaming(const KernelConfig& c, const LaunchConfig& l, 
 int deepest_ring(const KernelConfig& c, std::int64_t m) {
   if (is_tiled(c)) return max_stages(c);
   const int tokens = static_cast<int>(std::min<std::int64_t>(m, c.tile_m));
-  const int stage = streaming_warps(c) * streaming_stage_bytes(c, tokens);
+  const int stage = streaming_warps(c) * (streaming_stage_bytes(c, tokens) + 8);
   for (const int grids : {streaming_resident_ctas(c) / c.ctas_per_sm, 1}) {
-    const int stages = (smem_budget(grids * c.ctas_per_sm) - streaming_fixed_bytes(c)) / stage;
-    if (stages >= (grids > 1 ? 3 : 2)) return std::min(stages, kMaxStages);
+    const int rings = smem_budget(grids * c.ctas_per_sm) - streaming_exchange_bytes(c, tokens);
+    const int stages = rings / stage;
+    if (stages >= 2) return std::min(stages, kMaxStages);
   }
   return 0;
 }
