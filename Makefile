@@ -16,8 +16,8 @@ endif
 PRESET ?= $(if $(NVCC),cuda-minimal,cpu)
 PRESET_ALL := $(if $(NVCC),cuda,cpu)
 
-# $(call build,PRESET[,TARGET])
-build = cmake --preset $(1) $(if $(VERBOSE),,--log-level=WARNING) && \
+# $(call build,PRESET[,TARGET][,OPTIONS])
+build = cmake --preset $(1) $(3) $(if $(VERBOSE),,--log-level=WARNING) && \
   cmake --build --preset $(1) -j $(JOBS) $(if $(2),--target $(2))
 say_what = @$(if $(NVCC),echo "make: CUDA compiler $(NVCC)",\
   echo "make: no CUDA compiler found, building for the CPU only")
@@ -35,10 +35,13 @@ help:
 bootstrap:
 	@tools/bootstrap.sh build
 
+# The Python package is built and tested with the interpreter of .venv.
+with_python := -DMIXGEMM_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/.venv/bin/python
 .PHONY: build
 build: bootstrap
+	@tools/bootstrap.sh python
 	$(say_what)
-	$(call build,$(PRESET))
+	$(call build,$(PRESET),,$(with_python))
 
 .PHONY: demo
 demo: bootstrap
@@ -53,8 +56,9 @@ test: build
 
 .PHONY: test-all
 test-all: bootstrap
+	@tools/bootstrap.sh python
 	$(say_what)
-	$(call build,$(PRESET_ALL))
+	$(call build,$(PRESET_ALL),,$(with_python))
 ifneq ($(NVCC),)
 	@tools/bootstrap.sh sass
 	tools/static_checks.py build/$(PRESET_ALL) --sass

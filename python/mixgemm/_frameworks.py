@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What differs between array libraries: making an array, and knowing the current CUDA stream.
+
+Reading and writing an array's memory goes through DLPack and is the same for all.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Callable, Tuple
+
+import numpy as np
+
+from ._errors import InvalidArgumentError
+
+_DLPACK_CUDA = (2, 13)  # device memory, managed memory
+
+Workspace = Callable[[int], Tuple[Any, int]]
+
+
+def cuda_ordinal(array: Any) -> int | None:
+    """Which CUDA device an array is on; None for the CPU, and for what isn't an array."""
+    device = getattr(array, "__dlpack_device__", None)
+    if device is None:
+        return None
+    kind, ordinal = device()
+    return ordinal if int(kind) in _DLPACK_CUDA else None
+
+
+def is_numpy_bf16(array: Any) -> bool:
+    """NumPy has bfloat16 through the package ml_dtypes alone, and can't export it by DLPack."""
+    return isinstance(array, np.ndarray) and array.dtype.name == "bfloat16"
+
+
+class NumPy:
+    """NumPy, and every other library whose arrays are on the CPU: results are NumPy arrays."""
+
+    @staticmethod
+    def empty(shape: tuple[int, ...], like: Any) -> Any:
+        dtype = like.dtype if isinstance(like, np.ndarray) else np.asarray(like).dtype
+        return np.empty(shape, dtype)
+
+    @staticmethod
+    def finish(out: Any, ordinal: int | None, stream: int) -> Any:
+        return out
+
+    @staticmethod
+    def current_stream(array: Any, ordinal: int) -> int:
+        return 0  # the legacy default stream
+
+    @staticmethod
+    def workspace(array: Any) -> Workspace:
+        def refuse(num_bytes: int) -> tuple[Any, int]:
+            raise InvalidArgumentError(
+                f"this product needs {num_bytes} bytes of scratch memory on the device, and "
+                f"{type(array).__name__} is of no library that mixgemm knows how to ask for it; "
+                "use PyTorch, CuPy or JAX arrays")
+        return refuse
+
+
+class Torch(NumPy):
+    @staticmethod
+    def empty(shape: tuple[int, ...], like: Any) -> Any:
+        return like.new_empty(shape)
+
+    @staticmethod
+    def current_stream(array: Any, ordinal: int) -> int:
+        return sys.modules["torch"].cuda.current_stream(ordinal).cuda_stream
+
+    @staticmethod
+    def workspace(array: Any) -> Workspace:
+        def allocate(num_bytes: int) -> tuple[Any, int]:
+            memory = array.new_empty(num_bytes, dtype=sys.modules["torch"].uint8)
+            return memory, memory.data_ptr()
+        return allocate
+
+
+class CuPy(NumPy):
+    @staticmethod
+    def empty(shape: tuple[int, ...], like: Any) -> Any:
+        with like.device:
+            return sys.modules["cupy"].empty(shape, like.dtype)
+
+    @staticmethod
+    def current_stream(array: Any, ordinal: int) -> int:
+        with array.device:
+            return sys.modules["cupy"].cuda.get_current_stream().ptr
+
+    @staticmethod
+    def workspace(array: Any) -> Workspace:
+        def allocate(num_bytes: int) -> tuple[Any, int]:
+            with array.device:
+                memory = sys.modules["cupy"].empty(num_bytes, "uint8")
+            return memory, memory.data.ptr
+        return allocate
+
+
+class Jax(NumPy):
+    """JAX arrays don't change once seen, so a result is written before anyone sees it; and JAX shows
+    no stream, so on a GPU the product is waited for."""
+
+    @staticmethod
+    def empty(shape: tuple[int, ...], like: Any) -> Any:
+        jax = sys.modules["jax"]
+        with jax.default_device(next(iter(like.devices()))):
+            out = jax.numpy.zeros(shape, like.dtype)
+        return _Writable(out.block_until_ready())
+
+    @staticmethod
+    def finish(out: Any, ordinal: int | None, stream: int) -> Any:
+        if ordinal is not None:
+            from . import _core
+            _core.synchronize(ordinal, stream)
+        return out.array
+
+    @staticmethod
+    def workspace(array: Any) -> Workspace:
+        def allocate(num_bytes: int) -> tuple[Any, int]:
+            jax = sys.modules["jax"]
+            with jax.default_device(next(iter(array.devices()))):
+                memory = jax.numpy.zeros(num_bytes, "uint8").block_until_ready()
+            return memory, memory.unsafe_buffer_pointer()
+        return allocate
+
+
+class _Writable:
+    """A JAX array of ours that nobody has seen yet, offered without the read-only flag."""
+
+    def __init__(self, array: Any):
+        self.array = array
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, *, stream: int | None = None, max_version: Any = None) -> Any:
+        return self.array.__dlpack__(stream=stream)  # the protocol before it had the flag
+
+
+def framework_of(array: Any) -> type[NumPy]:
+    """The library that an array belongs to, by its type's module; NumPy for any other."""
+    root = type(array).__module__.partition(".")[0]
+    if root == "torch" or ("torch" in sys.modules
+                           and isinstance(array, sys.modules["torch"].Tensor)):
+        return Torch
+    if root == "cupy":
+        return CuPy
+    if root in ("jax", "jaxlib"):
+        return Jax
+    return NumPy
+
+
+def stream_handle(stream: Any, ordinal: int) -> int:
+    """The cudaStream_t of a stream object of PyTorch, CuPy, cuda.core or Numba, or an address.
+
+    Raises InvalidArgumentError where the object says that it is of another device.
+    """
+    for attribute in ("device_index", "device_id"):
+        index = getattr(stream, attribute, None)
+        if isinstance(index, int) and index >= 0 and index != ordinal:
+            raise InvalidArgumentError(f"stream must be of the arrays' device cuda:{ordinal}; "
+                                       f"got one of cuda:{index}")
+    if hasattr(stream, "__cuda_stream__"):
+        protocol = stream.__cuda_stream__
+        return int((protocol() if callable(protocol) else protocol)[1])
+    for attribute in ("cuda_stream", "ptr", "handle"):
+        if hasattr(stream, attribute):
+            handle = getattr(stream, attribute)
+            return int(getattr(handle, "value", handle) or 0)
+    if isinstance(stream, int) and not isinstance(stream, bool) and stream >= 0:
+        return stream
+    raise TypeError("stream must be None, a CUDA stream of PyTorch, CuPy or cuda.core, or the "
+                    f"address of one; got {type(stream).__name__}")

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// The parts of the extension module, one file each.
+#pragma once
+
+#include "array.hpp"
+#include "mixgemm/weight.hpp"
+
+namespace mixgemm::python {
+
+/// A packed weight and where it lies. Immutable, like the PackedWeight in it.
+struct PlacedWeight {
+  PackedWeight weight;
+  Place place;
+
+  const PackedView& view() const { return weight.view(); }
+};
+
+void bind_weight(nb::module_& m);      // weight.cpp
+void bind_gemm(nb::module_& m);        // gemm.cpp
+void bind_checkpoint(nb::module_& m);  // checkpoint.cpp
+
+}  // namespace mixgemm::python
