@@ -54,6 +54,7 @@ struct LaunchConfig {
   int stages = 4;         ///< ring depth
   int split_k = 1;        ///< k ranges per tile, summed through the workspace in a fixed order
   bool stream_k = false;  ///< the tiles of the last, partial wave are spread over all CTAs
+  bool one_pass = false;  ///< streaming: a CTA per pass of tile_n rows, not one per place on an SM
   int raster_m = 8;       ///< token tiles in a raster band: tiles close in time share weights in L2
 
   friend constexpr bool operator==(const LaunchConfig&, const LaunchConfig&) = default;
@@ -266,6 +267,7 @@ constexpr const char* why_illegal(const KernelConfig& c, const LaunchConfig& l, 
   }
   if (l.split_k < 1) return "split_k must be positive";
   if (l.split_k > 1 && l.stream_k) return "split_k and stream_k exclude each other";
+  if (l.one_pass) return "one_pass needs the streaming schedule";
   if (l.stages < 2 || l.stages > kMaxStages) return "stages must be 2 to 16";
   if (tiled_smem_bytes(c, l) > kMaxSharedBytes) return "shared memory exceeds 227 KB";
   if (l.raster_m < 1) return "raster_m must be positive";

@@ -44,15 +44,18 @@ std::vector<LaunchConfig> expand(const LaunchGrid& grid, const KernelConfig& con
       for (const int raster : grid.rasters) {
         for (const int split : grid.splits) {
           for (const bool stream_k : grid.stream_k) {
-            LaunchConfig launch;
-            launch.cluster_n = cluster.n;
-            launch.cluster_m = cluster.m;
-            launch.cluster_k = cluster.k;
-            launch.stages = stages;
-            launch.split_k = split;
-            launch.stream_k = stream_k;
-            launch.raster_m = raster;
-            offer(launch);
+            for (const bool one_pass : grid.one_pass) {
+              LaunchConfig launch;
+              launch.cluster_n = cluster.n;
+              launch.cluster_m = cluster.m;
+              launch.cluster_k = cluster.k;
+              launch.stages = stages;
+              launch.split_k = split;
+              launch.stream_k = stream_k;
+              launch.one_pass = one_pass;
+              launch.raster_m = raster;
+              offer(launch);
+            }
           }
         }
       }

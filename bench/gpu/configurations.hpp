@@ -20,6 +20,7 @@ struct LaunchGrid {
   std::vector<int> stages = {0};
   std::vector<int> splits = {1};  ///< split_k; those above 1 go with cluster_k = 1 only
   std::vector<bool> stream_k = {false};
+  std::vector<bool> one_pass = {false};
   std::vector<int> rasters = {LaunchConfig{}.raster_m};
 };
 /// "2x1" or "1x1x4" → {2, 1, 1}, {1, 1, 4}. Throws Error(invalid_argument) naming the text.

@@ -53,7 +53,9 @@ Geometry geometry(const KernelConfig& c, const LaunchConfig& l, std::int64_t m, 
     g.tiles_m = 1;
     g.k = k;
     g.k_tiles = ceil_div(k, c.tile_k);
-    g.clusters = std::min<std::int64_t>(std::max(1, resident_clusters), g.cluster_tiles);
+    g.clusters = l.one_pass
+                     ? ceil_div(n, c.tile_n)
+                     : std::min<std::int64_t>(std::max(1, resident_clusters), g.cluster_tiles);
     g.grid_ctas = g.clusters * l.cluster_size();
     g.grid_z = g.clusters * l.cluster_k;
     g.threads = streaming_threads(c);

@@ -45,6 +45,7 @@ bool read_launch(Reader& reader, ParsedConfigId& id) {
   } else if (reader.eat("_sk") && !reader.eat_number(l.split_k)) {
     return false;
   }
+  l.one_pass = reader.eat("_1p");
   if (reader.eat("_r") && !reader.eat_number(l.raster_m)) return false;
   return reader.rest().empty();
 }
@@ -61,6 +62,7 @@ std::string config_id(std::string_view kernel_id, int group_size, const LaunchCo
   } else if (l.split_k > 1) {
     fmt::format_to(out, "_sk{}", l.split_k);
   }
+  if (l.one_pass) fmt::format_to(out, "_1p");
   if (l.raster_m != LaunchConfig{}.raster_m) fmt::format_to(out, "_r{}", l.raster_m);
   return id;
 }
@@ -76,7 +78,7 @@ Result<ParsedConfigId> parse_config_id(std::string_view text) {
     return Status(
         StatusCode::invalid_argument,
         fmt::format("a configuration id must read KERNEL@g{{group}}_c{{n}}x{{m}}[x{{k}}]_s"
-                    "{{stages}}[_sk{{split_k}}|_streamk][_r{{raster_m}}]; got \"{}\", "
+                    "{{stages}}[_sk{{split_k}}|_streamk][_1p][_r{{raster_m}}]; got \"{}\", "
                     "which stops making sense at \"{}\"",
                     text, reader.rest()));
   }

@@ -12,7 +12,7 @@
 
 namespace mixgemm::select {
 
-/// kernel_id + "@g{group}_c{n}x{m}[x{k}]_s{stages}[_sk{split_k}|_streamk][_r{raster_m}]".
+/// kernel_id + "@g{group}_c{n}x{m}[x{k}]_s{stages}[_sk{split_k}|_streamk][_1p][_r{raster_m}]".
 /// group_size 0 is per column; the raster is left out where it is LaunchConfig's default.
 std::string config_id(std::string_view kernel_id, int group_size, const LaunchConfig& launch);
 

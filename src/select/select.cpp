@@ -110,7 +110,12 @@ Estimate evaluate_streaming(const KernelConfig& c, const LaunchConfig& l, const 
   const int resident = std::max(1, device.resident(c.ctas_per_sm, l.cluster_k));
   const launch::Geometry g = launch::geometry(c, l, p.m, p.n, p.k, resident);
   const double m = static_cast<double>(p.m), k = static_cast<double>(p.k);
-  const int per_sm = g.grid_ctas > device.num_sms ? c.ctas_per_sm : 1;
+  // CTAs that an SM works off. Where a CTA does one pass, the hardware deals them out evenly.
+  const double per_sm =
+      l.one_pass
+          ? std::max(1.0, static_cast<double>(g.grid_ctas) / static_cast<double>(device.num_sms))
+      : g.grid_ctas > device.num_sms ? c.ctas_per_sm
+                                     : 1;
 
   // The cluster with the most strips, and its passes.
   const double strips =
@@ -267,7 +272,8 @@ int streaming_ring_depth(const KernelConfig& c, const LaunchConfig& l, const Pro
                          const DeviceFacts& device, int deepest) {
   const std::int64_t clusters = std::max(1, device.resident(c.ctas_per_sm, l.cluster_k));
   const std::int64_t strips = (layout::num_strips(p.n) + clusters - 1) / clusters;
-  const std::int64_t passes = (strips * layout::kStripRows + c.tile_n - 1) / c.tile_n;
+  const std::int64_t passes =
+      l.one_pass ? 1 : (strips * layout::kStripRows + c.tile_n - 1) / c.tile_n;
   const std::int64_t split = streaming_warps(c) * l.cluster_k;
   const std::int64_t blocks = (layout::num_k_blocks(p.k) + split - 1) / split;
   const std::int64_t chunk = c.tile_k / layout::kBlockK;
@@ -284,9 +290,11 @@ void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts&
   const std::int64_t k_tiles = (p.k + c.tile_k - 1) / c.tile_k;
   const bool likely_tma = p.k % 8 == 0;  // rows of X are rarely padded
   if (c.schedule == Schedule::streaming) {
-    for (const int ways : {1, 2, 4}) {
+    for (const auto& [ways, one_pass] :
+         {std::pair{1, false}, {1, true}, {2, false}, {2, true}, {4, false}}) {
       LaunchConfig l;
       l.cluster_k = ways;
+      l.one_pass = one_pass;
       l.stages = streaming_ring_depth(c, l, p, device, deepest);
       if (why_unfit(c, l, p, device, likely_tma) == nullptr) visit(l);
     }

@@ -47,6 +47,12 @@ LaunchConfig launch(int n, int m, int k, int stages, int split_k = 1, bool strea
   return l;
 }
 
+LaunchConfig one_pass(int cluster_k, int stages) {
+  LaunchConfig l = launch(1, 1, cluster_k, stages);
+  l.one_pass = true;
+  return l;
+}
+
 /// stages 0: as many as fit.
 const std::vector<Launch>& tiled_launches() {
   static const std::vector<Launch> all = {
@@ -89,6 +95,8 @@ const std::vector<Launch>& streaming_launches() {
       {launch(1, 1, 3, 3), "streaming, cluster_k"},
       {launch(1, 1, 4, 0), "streaming, cluster_k"},
       {launch(1, 1, 8, 2), "streaming, cluster_k"},
+      {one_pass(1, 0), "streaming, one pass a CTA"},
+      {one_pass(2, 2), "streaming, one pass a CTA, cluster_k"},
   };
   return all;
 }

@@ -32,6 +32,7 @@ struct Arguments {
   std::vector<std::string> clusters;
   std::vector<int> stages, splits, rasters;
   bool stream_k = false;
+  bool one_pass = false;
   int finalists = 3;
   std::size_t top = 5;
   double timeout_s = 30;
@@ -49,6 +50,7 @@ LaunchGrid grid_of(const Arguments& arguments) {
   if (!arguments.splits.empty()) grid.splits = arguments.splits;
   if (!arguments.rasters.empty()) grid.rasters = arguments.rasters;
   if (arguments.stream_k) grid.stream_k = {false, true};
+  if (arguments.one_pass) grid.one_pass = {false, true};
   return grid;
 }
 
@@ -87,7 +89,7 @@ int sweep(GemmBench& bench, const Arguments& arguments, const Shape& shape, std:
 
   const bool has_grid = !arguments.clusters.empty() || !arguments.stages.empty() ||
                         !arguments.splits.empty() || !arguments.rasters.empty() ||
-                        arguments.stream_k;
+                        arguments.stream_k || arguments.one_pass;
   const LaunchGrid grid = grid_of(arguments);
   const auto ids = configurations(bench.problem(m), arguments.kernel, has_grid ? &grid : nullptr);
   std::vector<Json> good, failed;
@@ -183,6 +185,7 @@ int main(int argc, char** argv) {
   app.add_option("--split", arguments.splits, "split_k, e.g. 1,2,4")->delimiter(',');
   app.add_option("--raster", arguments.rasters, "token tiles in a raster band")->delimiter(',');
   app.add_flag("--stream-k", arguments.stream_k, "with and without stream_k");
+  app.add_flag("--one-pass", arguments.one_pass, "streaming: with and without one_pass");
   app.add_option("--finalists", arguments.finalists, "how many are measured in full")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--top", arguments.top, "how many to print");

@@ -39,6 +39,7 @@ TEST(ConfigId, ParsesWhatItWrites) {
     l.cluster_k = pick(1, 8);
     l.stages = pick(2, 16);
     l.raster_m = pick(1, 64);
+    l.one_pass = pick(0, 1) == 1;
     if (pick(0, 2) == 0) {
       l.stream_k = true;
     } else {
