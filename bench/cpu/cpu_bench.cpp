@@ -24,6 +24,7 @@
 #include "bench_api.hpp"
 #include "cpu/blas.hpp"
 #include "cpu/cpu_gemm.hpp"
+#include "host/measure.hpp"
 #include "layout/packed.hpp"
 #include "util/half.hpp"
 #include "util/parallel.hpp"
@@ -159,7 +160,7 @@ std::vector<double> best_us(const std::vector<std::function<void()>>& contestant
        std::chrono::duration<double, std::micro>(Clock::now() - begin).count() < budget_us;
        ++turn) {
     for (std::size_t i = 0; i < contestants.size(); ++i) {
-      // Several calls in a row: threads of the other library that still spin have gone to sleep.
+      bench::wait_until_idle();
       for (int repeat = 0; repeat < 5; ++repeat) best[i] = std::min(best[i], us_of(contestants[i]));
     }
   }

@@ -6,6 +6,8 @@
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <ctime>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -19,6 +21,23 @@ inline double now_us() {
   return std::chrono::duration<double, std::micro>(
              std::chrono::steady_clock::now().time_since_epoch())
       .count();
+}
+
+/// CPU time of all threads of this process.
+inline double process_cpu_us() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return 1e6 * static_cast<double>(time.tv_sec) + 1e-3 * static_cast<double>(time.tv_nsec);
+}
+
+/// Returns when no thread of this process computes, after half a second at the latest. A BLAS's
+/// threads spin for 30 to 100 ms after a call, on the cores that the next contestant needs.
+inline void wait_until_idle() {
+  for (int i = 0; i < 50; ++i) {
+    const double begin = process_cpu_us();
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    if (process_cpu_us() - begin < 500.0) return;
+  }
 }
 
 inline double median(std::vector<double> values) {

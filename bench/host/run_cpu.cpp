@@ -10,7 +10,6 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <thread>
 
 #include "bench_api.hpp"
 #include "common/statistics.hpp"
@@ -287,8 +286,7 @@ class LayerBench {
     for (int turn = 0; turn < kTurns; ++turn) {
       gemm.sample();
       if (m == 1) gemv.sample();
-      // OpenBLAS's threads spin for some 30 ms after a call, which isn't ours to pay.
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      wait_until_idle();
       timer.sample();
     }
     const double blas_us = m == 1 ? std::min(gemm.median_us(), gemv.median_us()) : gemm.median_us();
