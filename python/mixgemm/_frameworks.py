@@ -23,7 +23,10 @@ def cuda_ordinal(array: Any) -> int | None:
     device = getattr(array, "__dlpack_device__", None)
     if device is None:
         return None
-    kind, ordinal = device()
+    try:
+        kind, ordinal = device()
+    except Exception as error:
+        raise TypeError(f"x can't be taken through DLPack: {error}") from error
     return ordinal if int(kind) in _DLPACK_CUDA else None
 
 

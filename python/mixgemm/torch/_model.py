@@ -124,20 +124,24 @@ def load_quantized(model: nn.Module, path: str | os.PathLike[str], *,
         done += 1
         if report is not None:
             report(target, done, total)
-    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    state = (dict(model.named_parameters(remove_duplicate=False))
+             | dict(model.named_buffers(remove_duplicate=False)))
+    made_of: dict[int, torch.Tensor] = {}
     for name in checkpoint.dense:
         done += 1
         if name not in used:
             if name not in state:
                 raise NotFoundError(f"the model has no parameter or buffer {name}, which the "
                                     "checkpoint has")
-            _put(model, name, state[name], _tensor(checkpoint[name]))
+            _put(model, name, state[name], _tensor(checkpoint[name]), made_of)
         if report is not None:
             report(name, done, total)
     return model
 
 
-def _put(model: nn.Module, name: str, old: torch.Tensor, value: torch.Tensor) -> None:
+def _put(model: nn.Module, name: str, old: torch.Tensor, value: torch.Tensor,
+         made_of: dict[int, torch.Tensor]) -> None:
+    """Fills a parameter or buffer. One on the meta device is replaced, tied ones by the same."""
     if tuple(old.shape) != tuple(value.shape):
         raise InvalidArgumentError(f"{name} must have shape {tuple(value.shape)} as in the "
                                    f"checkpoint; got {tuple(old.shape)}")
@@ -145,12 +149,13 @@ def _put(model: nn.Module, name: str, old: torch.Tensor, value: torch.Tensor) ->
         with torch.no_grad():
             old.copy_(value)
         return
+    if id(old) not in made_of:
+        value = value.to(old.dtype)
+        if isinstance(old, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=old.requires_grad)
+        made_of[id(old)] = value
     parent, _, leaf = name.rpartition(".")
-    module = model.get_submodule(parent)
-    value = value.to(old.dtype)
-    if isinstance(old, nn.Parameter):
-        value = nn.Parameter(value, requires_grad=old.requires_grad and value.is_floating_point())
-    setattr(module, leaf, value)
+    setattr(model.get_submodule(parent), leaf, made_of[id(old)])
 
 
 _TORCH = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16,
