@@ -136,9 +136,11 @@ class Linear(nn.Module):
                 or bound[3] is not bias or bound[4] != codes.data_ptr()
                 or bound[5] != scales.data_ptr()):
             bound = self._bind(codes, scales, bias)
-        if x.dtype is not bound[6] or x.device != bound[7] or x.shape[-1:] != bound[8]:
+        k = bound[7]
+        if (x.dtype is not bound[6] or not (x.is_cuda or x.is_cpu) or x.get_device() != bound[8]
+                or x.dim() == 0 or x.size(-1) != k):
             return self._forward_op(x)
-        return _ops.run(bound[0], x, self.in_features, self.out_features, None, 1.0)
+        return _ops.run(bound[0], x, k, self.out_features, None, 1.0)
 
     def _bind(self, codes, scales, bias):
         zeros = self.zeros
@@ -149,7 +151,7 @@ class Linear(nn.Module):
         weight = _ops.bind(codes, scales, zeros, bias, self.out_features, self.in_features,
                            self.group_size, self.zero, self.epilogue or "none", self.pdl)
         self._bound = (weight, codes, scales, bias, codes.data_ptr(), scales.data_ptr(),
-                       scales.dtype, codes.device, (self.in_features,), zeros)
+                       scales.dtype, self.in_features, codes.get_device(), zeros)
         return self._bound
 
     def _forward_op(self, x: torch.Tensor) -> torch.Tensor:

@@ -49,6 +49,7 @@ def _linears(model: nn.Module, skip: Iterable[str]) -> list[tuple[str, nn.Linear
 def quantize_model(model: nn.Module, bits: int = 4, group_size: int = 128, zero: str = "none", *,
                    dtype: torch.dtype | None = None, skip: Iterable[str] = ("lm_head",),
                    select: Callable[[str, nn.Linear], bool] | None = None,
+                   search_clip: bool = True, pdl: bool = False,
                    progress: bool | Progress = True, num_threads: int = 0) -> nn.Module:
     """Replaces every nn.Linear of a model by a quantized `Linear`, in place; returns the model.
 
@@ -56,6 +57,8 @@ def quantize_model(model: nn.Module, bits: int = 4, group_size: int = 128, zero:
     dtype: of the products; None: each linear's own where that is 16-bit, else torch.float16.
     skip: names, or last parts of names, that stay as they are. Linears that share their weight with
         another module (tied embeddings) stay too.
+    search_clip, num_threads: as for `mixgemm.quantize`.
+    pdl: as for `mixgemm.matmul`; True is right for inference, where nothing writes weights.
     select: a further say, select(name, linear) → whether to replace it.
     progress: True: a bar, on a terminal; or a function of (name, done, total).
 
@@ -73,8 +76,8 @@ def quantize_model(model: nn.Module, bits: int = 4, group_size: int = 128, zero:
              if select is None or select(name, linear)]
     for done, name in enumerate(names, 1):
         linear = model.get_submodule(name)
-        made = Linear.from_linear(linear, bits, group_size, zero, dtype=dtype,
-                                  num_threads=num_threads)
+        made = Linear.from_linear(linear, bits, group_size, zero, dtype=dtype, pdl=pdl,
+                                  search_clip=search_clip, num_threads=num_threads)
         made.train(linear.training)
         _set_module(model, name, made)
         del linear

@@ -11,6 +11,7 @@ A packed weight is three tensors here, so that PyTorch moves, saves and keeps th
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -99,32 +100,42 @@ def bind(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None,
         _pointer(zeros), _pointer(bias), pdl)
 
 
-def rows_of(x: torch.Tensor, k: int) -> tuple[torch.Tensor, int, int]:
-    """x as rows: (the tensor to read, M, elements from row to row). Copies where it has to."""
-    m = x.numel() // k
-    if x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= k:
-        return x, m, x.stride(0)
-    return x.contiguous(), m, k
-
-
-def run(weight: _core.BoundWeight, x: torch.Tensor, k: int, n: int, residual: torch.Tensor | None,
-        alpha: float) -> torch.Tensor:
-    """One product, enqueued on the current stream; empty batches too."""
-    y = x.new_empty((*x.shape[:-1], n))
-    if y.numel() == 0:
-        return y
-    x, m, ldx = rows_of(x, k)
-    device = x.device
-    stream = _raw_stream(device.index) if device.type == "cuda" else 0
+@functools.lru_cache(maxsize=None)
+def _allocator(index: int) -> Any:
+    """Scratch memory of CUDA device `index`, from PyTorch's allocator, which knows the stream."""
+    device = torch.device("cuda", index)
 
     def allocate(num_bytes: int) -> tuple[Any, int]:
         memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         return memory, memory.data_ptr()
+    return allocate
 
+
+def run(weight: _core.BoundWeight, x: torch.Tensor, k: int, n: int, residual: torch.Tensor | None,
+        alpha: float) -> torch.Tensor:
+    """One product, enqueued on the current stream; empty batches too. x is copied where its rows
+    aren't contiguous. Every line of this is paid by each eager call."""
+    shape = x.shape
+    y = x.new_empty((shape[0], n) if len(shape) == 2 else (*shape[:-1], n))
+    m = y.numel() // n
+    if m == 0:
+        return y
+    ldx = k
+    if not x.is_contiguous():
+        if len(shape) == 2 and x.stride(1) == 1 and x.stride(0) >= k:
+            ldx = x.stride(0)
+        else:
+            x = x.contiguous()
+    residual_address = 0
     if residual is not None:
         residual = residual.contiguous()
-    weight.run(x.data_ptr(), m, ldx, y.data_ptr(), 0 if residual is None else residual.data_ptr(),
-               alpha, stream, allocate)
+        residual_address = residual.data_ptr()
+    if x.is_cuda:
+        index = x.get_device()
+        weight.run(x.data_ptr(), m, ldx, y.data_ptr(), residual_address, alpha, _raw_stream(index),
+                   _allocator(index))
+    else:
+        weight.run(x.data_ptr(), m, ldx, y.data_ptr(), residual_address, alpha, 0, None)
     return y
 
 
