@@ -116,6 +116,8 @@ def main():
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("-o", "--output", type=pathlib.Path)
+    parser.add_argument("--export-half", type=pathlib.Path, metavar="DIR",
+                        help="write the model with fp16 weights, half the size, and end")
     parser.add_argument("--commit", default=None, help="for the record [git's answer]")
     args = parser.parse_args()
 
@@ -124,6 +126,10 @@ def main():
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     dense = transformers.AutoModel.from_pretrained(folder, local_files_only=True,
                                                    dtype=torch.float32).eval().to(args.device)
+    if args.export_half:
+        dense.half().save_pretrained(args.export_half)
+        tokenizer.save_pretrained(args.export_half)
+        return
     texts = sentences(args.sentences)
     reference = embed(dense, tokenizer, texts, args.batch)
 
