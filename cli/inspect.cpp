@@ -35,15 +35,17 @@ int inspect_packed(const SafetensorsFile& file, const Options& options) {
                  {"format_version", layer.format_version},
                  {"n", layer.n},
                  {"k", layer.k},
+                 {"permuted", layer.columns == ColumnOrder::permuted},
                  {"bytes", layer.size_bytes},
                  {"bits_per_weight", layer.bits_per_weight()}};
     item.update(to_json(layer.spec));
     layers.push_back(item);
-    table.add({layer.name,
-               fmt::format("{}, {} scales", describe(layer.spec), to_string(layer.spec.scale_type)),
-               fmt::format("{}×{}", layer.n, layer.k),
-               fmt::format("{:.3f}", layer.bits_per_weight()),
-               format_bytes(static_cast<double>(layer.size_bytes))});
+    table.add(
+        {layer.name,
+         fmt::format("{}, {} scales{}", describe(layer.spec), to_string(layer.spec.scale_type),
+                     layer.columns == ColumnOrder::permuted ? ", permuted" : ""),
+         fmt::format("{}×{}", layer.n, layer.k), fmt::format("{:.3f}", layer.bits_per_weight()),
+         format_bytes(static_cast<double>(layer.size_bytes))});
     packed_bytes += static_cast<double>(layer.size_bytes);
     elems += static_cast<double>(layer.n) * static_cast<double>(layer.k);
   }

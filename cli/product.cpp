@@ -88,7 +88,9 @@ void Buffer::download(void* target, std::size_t bytes) const {
 Product::Product(const PackedWeight& weight, std::int64_t m, DataType act, Device device,
                  const PlanOptions& options)
     : device_(device),
-      weight_(device == Device::cuda ? to_cuda(weight).value() : weight),
+      source_(weight),
+      weight_(device == Device::cuda ? to_cuda(weight.for_gathered_x()).value()
+                                     : weight.for_gathered_x()),
       plan_(mixgemm::plan(problem_of(weight, m, act, device), options).value()),
       x_(device, matrix_bytes(m, weight.view().k)),
       y_(device, matrix_bytes(m, weight.view().n)),
@@ -105,7 +107,16 @@ Product::Product(const PackedWeight& weight, std::int64_t m, DataType act, Devic
   y_.upload(poison.data(), 2 * poison.size());
 }
 
-void Product::set_x(const std::vector<std::uint16_t>& x) { x_.upload(x.data(), 2 * x.size()); }
+void Product::set_x(const std::vector<std::uint16_t>& x) {
+  if (source_.permutation().empty()) {
+    x_.upload(x.data(), 2 * x.size());
+    return;
+  }
+  std::vector<std::uint16_t> gathered(x.size());
+  gather_columns(source_.view(), x.data(), problem().m, problem().k, gathered.data(), problem().k)
+      .throw_if_error();
+  x_.upload(gathered.data(), 2 * gathered.size());
+}
 
 void Product::run() {
   plan_.run(args_).throw_if_error();

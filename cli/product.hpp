@@ -35,7 +35,8 @@ class Product {
 
   const Plan& plan() const { return plan_; }
   const Problem& problem() const { return plan_.problem(); }
-  /// x: M·K values in the activation type.
+  /// x: M·K values in the activation type, columns in the order of the input features: they are
+  /// gathered here where the weight has a permutation.
   void set_x(const std::vector<std::uint16_t>& x);
   /// One product; returns when Y is complete.
   void run();
@@ -44,7 +45,8 @@ class Product {
 
  private:
   Device device_;
-  PackedWeight weight_;
+  PackedWeight source_;  // as given
+  PackedWeight weight_;  // as multiplied
   Plan plan_;
   Buffer x_, y_, workspace_;
   RunArgs args_;

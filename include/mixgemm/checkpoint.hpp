@@ -106,6 +106,13 @@ struct WriteOptions {
   /// most this many bytes of data each (a larger tensor gets a shard of its own), and
   /// model.safetensors.index.json, which appears last. One shard is written as one plain file.
   std::uint64_t max_shard_bytes = 0;
+  /// Not empty: a later process may continue what this one leaves unfinished. The unfinished file
+  /// is TARGET.partial; it and its journal, TARGET.partial.journal, stay when the writer goes
+  /// without finish() or abandon(), however the process ends. A writer created later for the same
+  /// target with equal declarations, metadata and key takes over every tensor that the journal
+  /// lists and whose checksum is right; any difference begins anew. The key names what the bytes
+  /// depend on: the source's state and the options. Only one process may write at a time.
+  std::string resume_key = {};
 };
 
 /// Writes a safetensors file: declare every tensor, then write them in any order, whole or in
@@ -140,8 +147,14 @@ class MIXGEMM_API SafetensorsWriter {
   Status write(const std::string& name, const void* data, std::size_t bytes);
   /// Writes the header, flushes, renames. Fails if a declared tensor is incomplete (names it).
   Status finish();
-  /// Removes the temporary files now.
+  /// Removes the temporary files now, those that resume_key would keep included.
   void abandon();
+
+  // For writers with a resume_key, after begin():
+  /// CRC-32C of a declared tensor that has been written whole, by this process or before.
+  std::optional<std::uint32_t> written_crc(const std::string& name) const;
+  /// Forgets what has been written of a tensor, so that it can be written again.
+  Status rewrite(const std::string& name);
 
   class Impl;
 
@@ -150,6 +163,10 @@ class MIXGEMM_API SafetensorsWriter {
   std::unique_ptr<Impl> impl_;
 };
 
+/// Whether a packed weight's columns are in the order of the input features, or in another that a
+/// stored permutation gives (PackedView::permutation).
+enum class ColumnOrder : std::uint8_t { natural = 0, permuted = 1 };
+
 /// The header of one packed weight in a file (docs/file_format.md).
 struct PackedLayerInfo {
   std::string name;
@@ -157,12 +174,14 @@ struct PackedLayerInfo {
   std::int64_t n = 0;
   std::int64_t k = 0;
   QuantSpec spec;
-  std::uint32_t codes_crc = 0;   ///< CRC-32C of the tensor name.codes
-  std::uint32_t scales_crc = 0;  ///< … name.scales
-  std::uint32_t zeros_crc = 0;   ///< … name.zeros; 0 when there is none
-  std::uint64_t size_bytes = 0;  ///< codes + scales + zeros
+  ColumnOrder columns = ColumnOrder::natural;
+  std::uint32_t codes_crc = 0;        ///< CRC-32C of the tensor name.codes
+  std::uint32_t scales_crc = 0;       ///< … name.scales
+  std::uint32_t zeros_crc = 0;        ///< … name.zeros; 0 when there is none
+  std::uint32_t permutation_crc = 0;  ///< … name.permutation; 0 when there is none
+  std::uint64_t size_bytes = 0;       ///< codes + scales + zeros + permutation
 
-  /// Bits per weight, scales, zeros and padding included.
+  /// Bits per weight, scales, zeros, permutation and padding included.
   double bits_per_weight() const {
     return 8.0 * static_cast<double>(size_bytes) /
            (static_cast<double>(n) * static_cast<double>(k));
@@ -202,7 +221,7 @@ class MIXGEMM_API PackedCheckpoint {
   /// A packed weight whose memory is the mapping, which it keeps alive. Where another program saved
   /// the file again and a tensor isn't 16-byte aligned, its memory is an aligned copy instead.
   /// Fails with not_found; with corrupt_data on a wrong checksum, a scale or zero that isn't
-  /// finite, or an integer zero that isn't a code.
+  /// finite, an integer zero that isn't a code, or a wrong permutation.
   Result<PackedWeight> find(std::string_view name) const;
 
   /// Dense tensors: those of the file that belong to no packed weight.
@@ -234,10 +253,11 @@ class MIXGEMM_API PackedCheckpointWriter {
   PackedCheckpointWriter(PackedCheckpointWriter&&) noexcept;
   PackedCheckpointWriter& operator=(PackedCheckpointWriter&&) noexcept;
 
-  /// Announces a packed weight, stored as the tensors name.codes, name.scales and name.zeros.
-  /// Fails on N or K < 1, an unknown group size or a scale type other than f16 and bf16.
+  /// Announces a packed weight, stored as the tensors name.codes, name.scales, name.zeros and, for
+  /// permuted columns, name.permutation. Fails on N or K < 1, an unknown group size or a scale type
+  /// other than f16 and bf16.
   Status declare_packed(const std::string& name, std::int64_t n, std::int64_t k,
-                        const QuantSpec& spec);
+                        const QuantSpec& spec, ColumnOrder columns = ColumnOrder::natural);
   /// Announces a dense tensor.
   Status declare_dense(const std::string& name, std::string_view dtype,
                        const std::vector<std::int64_t>& shape);
@@ -248,15 +268,18 @@ class MIXGEMM_API PackedCheckpointWriter {
 
   /// Writes a declared weight. The view may be a slice: only its own bytes are written. Fails on a
   /// view that isn't on the CPU or differs from the declaration, on scales or zeros that aren't
-  /// finite, and on integer zeros that aren't codes. Any order.
+  /// finite, on integer zeros that aren't codes, and on a wrong permutation. Any order.
   Status write_packed(const std::string& name, const PackedView& view);
   /// Writes a declared dense tensor: tensor.bytes must be its size. tensor.info isn't looked at.
   Status write_dense(const std::string& name, const TensorView& tensor);
   Status write_dense(const std::string& name, const void* data, std::size_t bytes);
+  /// Whether a declared weight or dense tensor has been written, which after begin() may be true
+  /// from the start where options.resume_key continues an earlier process's work.
+  bool is_written(const std::string& name) const;
 
   /// Writes headers and checksums, flushes, renames. Fails if a declared tensor wasn't written.
   Status finish();
-  /// Removes the temporary files now.
+  /// Removes the temporary files now, those that resume_key would keep included.
   void abandon();
 
   class Impl;

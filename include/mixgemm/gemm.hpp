@@ -49,7 +49,7 @@ struct PlanOptions {
 struct RunArgs {
   const void* x = nullptr;         ///< [M, K] row-major
   std::int64_t ldx = 0;            ///< ≥ K
-  PackedView weight;               ///< must match the plan's N, K, spec and device
+  PackedView weight;               ///< must match the plan's N, K, spec, device; no permutation
   void* y = nullptr;               ///< [M, N] row-major
   std::int64_t ldy = 0;            ///< ≥ N
   const void* bias = nullptr;      ///< [N], required exactly when the problem has a bias
@@ -123,7 +123,7 @@ MIXGEMM_API std::vector<DeviceInfo> devices();
 
 /// The oracle: Y in fp64 from the unrounded dequantized weight, on the CPU, alpha, bias, activation
 /// and residual applied in fp64. args.y: double [M, ldy]; everything else as in Plan::run with a
-/// CPU view.
+/// CPU view, except that a weight may have a permutation, for which X stays as it is.
 MIXGEMM_API Status reference_gemm(const Problem& problem, const RunArgs& args);
 
 }  // namespace mixgemm

@@ -189,6 +189,24 @@ typedef struct mixgemm_weight_info {
 MIXGEMM_API mixgemm_status_t mixgemm_weight_get_info(const mixgemm_weight_t* weight,
                                                      mixgemm_weight_info_t* info);
 
+/* The order of the packed columns, K indices in host memory: column j multiplies column
+ * permutation[j] of X. NULL where they are in order, which is the rule; checkpoints quantized in
+ * activation order have one. mixgemm_plan_run() refuses such a weight: put X in its order with
+ * mixgemm_weight_gather_columns() and multiply with mixgemm_weight_for_gathered_x(). Valid as long
+ * as the weight. */
+MIXGEMM_API const int32_t* mixgemm_weight_permutation(const mixgemm_weight_t* weight);
+
+/* gathered[m, j] = x[m, permutation[j]], or x[m, j] without one. 16-bit elements in host memory;
+ * ldx and ldg >= K elements; the two don't overlap. num_threads 0: all cores. */
+MIXGEMM_API mixgemm_status_t mixgemm_weight_gather_columns(const mixgemm_weight_t* weight,
+                                                           const void* x, int64_t m, int64_t ldx,
+                                                           void* gathered, int64_t ldg,
+                                                           int32_t num_threads);
+
+/* The same weight, which shares the memory, for an X that has been gathered: no permutation. */
+MIXGEMM_API mixgemm_status_t mixgemm_weight_for_gathered_x(const mixgemm_weight_t* weight,
+                                                           mixgemm_weight_t** gathered);
+
 MIXGEMM_API void mixgemm_weight_free(mixgemm_weight_t* weight);
 
 /* ------------------------------------------------------------------ packed checkpoints */

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -33,11 +34,15 @@ struct CanonicalWeight {
   std::vector<std::uint16_t> scales;        ///< [N, G], bits of spec.scale_type
   std::vector<std::uint8_t> zeros;          ///< [N, G] for ZeroKind::integer, else empty
   std::vector<std::uint16_t> scaled_zeros;  ///< [N, G] bits of scale_type for scaled, else empty
+  /// Empty: column j belongs to input feature j. Else [K], a permutation of 0 … K − 1: column j
+  /// belongs to input feature permutation[j]. Checkpoints quantized in activation order need it,
+  /// because their groups aren't runs of consecutive input features.
+  std::vector<std::int32_t> permutation;
 
   std::int64_t groups() const { return num_groups(k, spec.group_size); }
 };
 
-/// Checks sizes, ranges of codes and zeros, and that every scale is finite.
+/// Checks sizes, ranges of codes and zeros, that every scale is finite, and the permutation.
 MIXGEMM_API Status validate(const CanonicalWeight& weight);
 
 /// Options of quantize().
@@ -61,7 +66,7 @@ MIXGEMM_API Result<CanonicalWeight> quantize(const void* w, DataType type, std::
                                              const QuantizeOptions& options);
 
 /// Dense fp32 value of a canonical weight, [N, K]: (q − z)·s or q·s − z, evaluated in double and
-/// rounded once.
+/// rounded once. Columns are in the order of the input features: a permutation is undone.
 MIXGEMM_API Result<std::vector<float>> dequantize(const CanonicalWeight& weight);
 
 /// A packed weight somewhere in memory: plain pointers, no ownership. A slice is another view of
@@ -79,8 +84,17 @@ struct PackedView {
   const void* zeros = nullptr;
   std::int64_t codes_pitch_bytes = 0;  ///< from one strip's codes to the next strip's
   std::int64_t groups_pitch = 0;       ///< groups from one strip's scales (and zeros) to the next's
+  /// [K] in host memory, or nullptr where columns are in order: packed column j multiplies column
+  /// permutation[j] of X. Plan::run() refuses a view that has one; gather_columns() first.
+  const std::int32_t* permutation = nullptr;
 
   std::int64_t groups() const { return num_groups(k, spec.group_size); }
+  /// The same weight for an X that gather_columns() has put in its order: no permutation.
+  PackedView for_gathered_x() const {
+    PackedView view = *this;
+    view.permutation = nullptr;
+    return view;
+  }
 };
 
 /// A packed weight that keeps its memory alive: allocated by pack(), mapped from a file, or on a
@@ -92,7 +106,14 @@ class MIXGEMM_API PackedWeight {
       : view_(view), storage_(std::move(storage)) {}
 
   const PackedView& view() const { return view_; }
-  /// Bytes of codes, scales and zeros, padding included.
+  /// The permutation of the columns, K indices; empty where they are in order.
+  std::span<const std::int32_t> permutation() const {
+    if (view_.permutation == nullptr) return {};
+    return {view_.permutation, static_cast<std::size_t>(view_.k)};
+  }
+  /// The same weight for an X that gather_columns() has put in its order; shares the memory.
+  PackedWeight for_gathered_x() const { return {view_.for_gathered_x(), storage_}; }
+  /// Bytes of codes, scales, zeros and permutation, padding included.
   std::size_t size_bytes() const;
 
  private:
@@ -112,17 +133,27 @@ MIXGEMM_API Result<PackedWeight> quantize_packed(const void* w, DataType type, s
                                                  std::int64_t k, std::int64_t ldw,
                                                  const QuantizeOptions& options);
 
+/// Puts X's columns in the order of the weight's packed columns: gathered[m, j] =
+/// x[m, permutation[j]], a plain copy where the weight has no permutation. Multiply with
+/// for_gathered_x() then. x: [M, K], gathered: [M, K], 16-bit elements, leading dimensions ldx,
+/// ldg ≥ K, both in host memory, not overlapping. M may be 0. Fails with invalid_argument.
+MIXGEMM_API Status gather_columns(const PackedView& weight, const void* x, std::int64_t m,
+                                  std::int64_t ldx, void* gathered, std::int64_t ldg,
+                                  int num_threads = 0);
+
 /// Output features [n_begin, n_end): a view of the same bytes. n_begin must be a multiple of 16,
 /// and n_end too unless it is N.
 MIXGEMM_API Result<PackedView> slice_n(const PackedView& weight, std::int64_t n_begin,
                                        std::int64_t n_end);
 
 /// Reduction range [k_begin, k_end): a view of the same bytes. Both must be multiples of
-/// lcm(64, group size), except that k_end may be K.
+/// lcm(64, group size), except that k_end may be K. Fails on a weight with a permutation, whose
+/// columns belong to input features all over X.
 MIXGEMM_API Result<PackedView> slice_k(const PackedView& weight, std::int64_t k_begin,
                                        std::int64_t k_end);
 
 /// Copies a packed weight to the current CUDA device; integer zeros become 16-bit floats there.
+/// Fails on a weight with a permutation: gather X's columns and copy for_gathered_x().
 /// Fails with unsupported in a CPU-only build or without a usable device. Synchronous.
 MIXGEMM_API Result<PackedWeight> to_cuda(const PackedWeight& weight);
 

@@ -366,6 +366,11 @@ mixgemm_status_t mixgemm_weight_unpack(const mixgemm_weight_t* weight, int32_t n
       return invalid("scaled_zeros must be {} where the zero-point kind is {}",
                      scaled ? "given" : "null", mixgemm::to_string(view.spec.zero));
     }
+    if (view.permutation != nullptr) {
+      return Status(StatusCode::unsupported,
+                    "weight must have no permutation, which these arrays have no place for; "
+                    "mixgemm_weight_for_gathered_x() gives the weight without it");
+    }
     const Result<mixgemm::CanonicalWeight> result = mixgemm::unpack(view, num_threads);
     if (!result.ok()) return result.status();
     std::copy(result->codes.begin(), result->codes.end(), codes);
@@ -424,6 +429,29 @@ mixgemm_status_t mixgemm_weight_get_info(const mixgemm_weight_t* weight,
   });
 }
 
+const int32_t* mixgemm_weight_permutation(const mixgemm_weight_t* weight) {
+  return weight == nullptr ? nullptr : weight->weight.view().permutation;
+}
+
+mixgemm_status_t mixgemm_weight_gather_columns(const mixgemm_weight_t* weight, const void* x,
+                                               int64_t m, int64_t ldx, void* gathered, int64_t ldg,
+                                               int32_t num_threads) {
+  return guarded([&]() -> Status {
+    if (weight == nullptr) return null_argument("weight");
+    return mixgemm::gather_columns(weight->weight.view(), x, m, ldx, gathered, ldg, num_threads);
+  });
+}
+
+mixgemm_status_t mixgemm_weight_for_gathered_x(const mixgemm_weight_t* weight,
+                                               mixgemm_weight_t** gathered) {
+  return guarded([&]() -> Status {
+    if (gathered == nullptr) return null_argument("gathered");
+    *gathered = nullptr;
+    if (weight == nullptr) return null_argument("weight");
+    return deliver(Result<mixgemm::PackedWeight>(weight->weight.for_gathered_x()), gathered);
+  });
+}
+
 void mixgemm_weight_free(mixgemm_weight_t* weight) { delete weight; }
 
 // ------------------------------------------------------------------ packed checkpoints
@@ -475,7 +503,11 @@ mixgemm_status_t mixgemm_checkpoint_save(const char* path, size_t num_weights,
     if (!writer.ok()) return writer.status();
     for (std::size_t i = 0; i < num_weights; ++i) {
       const mixgemm::PackedView& view = weights[i]->weight.view();
-      if (Status s = writer->declare_packed(names[i], view.n, view.k, view.spec); !s) return s;
+      const auto columns = view.permutation == nullptr ? mixgemm::ColumnOrder::natural
+                                                       : mixgemm::ColumnOrder::permuted;
+      if (Status s = writer->declare_packed(names[i], view.n, view.k, view.spec, columns); !s) {
+        return s;
+      }
     }
     for (std::size_t i = 0; i < num_weights; ++i) {
       if (Status s = writer->write_packed(names[i], weights[i]->weight.view()); !s) return s;

@@ -325,6 +325,13 @@ Status check_problem(const Problem& problem) {
 
 Status check_args(const Problem& problem, const RunArgs& args, std::size_t workspace_bytes) {
   Status status;
+  if (args.weight.permutation != nullptr) {
+    refuse(status,
+           "weight.permutation must be null: the columns of this weight (K = {}) are permuted; put "
+           "X in their order with gather_columns() and pass weight.for_gathered_x()",
+           args.weight.k);
+    return status;
+  }
   check_call(problem, args, workspace_bytes, problem.device, kElementBytes, status);
   return status;
 }

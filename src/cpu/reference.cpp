@@ -82,7 +82,9 @@ Status reference_gemm(const Problem& problem, const RunArgs& args) {
     std::vector<double> w(static_cast<std::size_t>(problem.k));
     for (std::int64_t n = begin; n < end; ++n) {
       for (std::int64_t k = 0; k < problem.k; ++k) {
-        w[static_cast<std::size_t>(k)] = dequantized(args.weight, n, k);
+        const std::int64_t feature =
+            args.weight.permutation == nullptr ? k : args.weight.permutation[k];
+        w[static_cast<std::size_t>(feature)] = dequantized(args.weight, n, k);
       }
       const double bias = problem.epilogue.bias ? at_16bit(args.bias, n) : 0.0;
       for (std::int64_t m = 0; m < problem.m; ++m) {

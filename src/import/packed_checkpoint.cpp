@@ -21,11 +21,6 @@ namespace {
 /// What kernels and vector loads ask of codes, scales and zeros.
 constexpr std::uintptr_t kViewAlignment = 16;
 
-std::uint32_t stored_crc(const PackedLayerInfo& layer, std::string_view suffix) {
-  if (suffix == ".codes") return layer.codes_crc;
-  return suffix == ".scales" ? layer.scales_crc : layer.zeros_crc;
-}
-
 Status check_crc(std::string_view where, std::uint32_t stored, const TensorView& tensor) {
   const std::uint32_t actual = crc32c(0, tensor.data, tensor.bytes);
   if (actual == stored) return {};
@@ -66,7 +61,7 @@ Status PackedCheckpoint::Impl::add_layer(const std::string& name, std::string_vi
   if (!parsed.ok()) return parsed.status();
   PackedLayerInfo layer = *std::move(parsed);
   layer.name = name;
-  for (const PackedPart& part : packed_parts(layer.n, layer.k, layer.spec)) {
+  for (const PackedPart& part : packed_parts(layer)) {
     const std::string tensor_name = fmt::format("{}{}", name, part.suffix);
     const TensorInfo* tensor = file.info(tensor_name);
     if (tensor == nullptr) {
@@ -87,6 +82,11 @@ Status PackedCheckpoint::Impl::add_layer(const std::string& name, std::string_vi
   if (layer.spec.zero == ZeroKind::none && file.info(name + ".zeros") != nullptr) {
     return failure(StatusCode::corrupt_data, "{}: zero none must have no tensor {}", where(name),
                    in_quotes(name + ".zeros"));
+  }
+  if (layer.columns == ColumnOrder::natural && file.info(name + ".permutation") != nullptr) {
+    return failure(StatusCode::corrupt_data,
+                   "{}: a header without permutation_crc32c must have no tensor {}", where(name),
+                   in_quotes(name + ".permutation"));
   }
   layers.push_back(std::move(layer));
   return {};
@@ -119,7 +119,7 @@ Result<TensorView> PackedCheckpoint::Impl::part(const PackedLayerInfo& layer,
 Status PackedCheckpoint::Impl::verify_layer(const PackedLayerInfo& layer) const {
   std::atomic<bool>& passed = verified[static_cast<std::size_t>(&layer - layers.data())];
   if (passed.load(std::memory_order_acquire)) return {};
-  for (const PackedPart& spec : packed_parts(layer.n, layer.k, layer.spec)) {
+  for (const PackedPart& spec : packed_parts(layer)) {
     const Result<TensorView> tensor = part(layer, spec);
     if (!tensor.ok()) return tensor.status();
     const std::string name = fmt::format("{}: tensor {}", where(layer.name),
@@ -175,7 +175,7 @@ Result<PackedCheckpoint> PackedCheckpoint::from(const SafetensorsFile& file,
     if (key.starts_with(kPackedKeyPrefix)) {
       const std::string name = key.substr(kPackedKeyPrefix.size());
       if (Status status = impl->add_layer(name, value); !status.ok()) return status;
-      for (const std::string_view suffix : {".codes", ".scales", ".zeros"}) {
+      for (const std::string_view suffix : kPackedSuffixes) {
         claimed.insert(fmt::format("{}{}", name, suffix));
       }
     } else if (key.starts_with(kDenseKeyPrefix)) {
@@ -226,7 +226,7 @@ Result<PackedWeight> PackedCheckpoint::find(std::string_view name) const {
   view.codes_pitch_bytes = layout::strip_bytes(layer->k, bits_of(layer->spec.type));
   view.groups_pitch = num_groups(layer->k, layer->spec.group_size);
   auto storage = std::make_shared<std::vector<std::shared_ptr<const void>>>();
-  for (const PackedPart& spec : packed_parts(layer->n, layer->k, layer->spec)) {
+  for (const PackedPart& spec : packed_parts(*layer)) {
     Result<TensorView> tensor = impl_->part(*layer, spec);
     if (!tensor.ok()) return tensor.status();
     if (reinterpret_cast<std::uintptr_t>(tensor->data) % kViewAlignment != 0) {
@@ -238,8 +238,10 @@ Result<PackedWeight> PackedCheckpoint::find(std::string_view name) const {
       view.codes = static_cast<const std::uint8_t*>(tensor->data);
     } else if (spec.suffix == ".scales") {
       view.scales = static_cast<const std::uint16_t*>(tensor->data);
-    } else {
+    } else if (spec.suffix == ".zeros") {
       view.zeros = tensor->data;
+    } else {
+      view.permutation = static_cast<const std::int32_t*>(tensor->data);
     }
   }
   return PackedWeight(view, std::move(storage));

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <unordered_map>
-#include <unordered_set>
 #include <utility>
 
 #include "import/crc32c.hpp"
@@ -32,6 +31,10 @@ Rows rows_of(const PackedView& view, const PackedPart& part) {
     return {view.codes, strips,
             static_cast<std::size_t>(layout::strip_bytes(view.k, bits_of(view.spec.type))),
             static_cast<std::size_t>(view.codes_pitch_bytes)};
+  }
+  if (part.suffix == ".permutation") {
+    const std::size_t bytes = static_cast<std::size_t>(view.k) * sizeof(std::int32_t);
+    return {reinterpret_cast<const std::uint8_t*>(view.permutation), 1, bytes, bytes};
   }
   const std::size_t group_bytes =
       static_cast<std::size_t>(layout::kStripRows) * (part.dtype == "U8" ? 1 : 2);
@@ -68,10 +71,16 @@ class PackedCheckpointWriter::Impl {
     return fmt::format("{}: layer {}", path, in_quotes(name));
   }
 
+  /// begin(), once, and the checksums of what an earlier process wrote.
+  Status begin();
+  Status take_over(PackedLayerInfo& layer);
+  Status take_over_dense(const std::string& name);
+
   SafetensorsWriter writer;
   std::string path;
-  std::unordered_map<std::string, PackedLayerInfo> layers;
-  std::unordered_set<std::string> dense;
+  std::unordered_map<std::string, PackedLayerInfo> layers;  // size_bytes ≠ 0: written
+  std::unordered_map<std::string, bool> dense;              // whether written
+  bool begun = false;
 };
 
 namespace {
@@ -96,7 +105,13 @@ Status check_view(const PackedLayerInfo& layer, const PackedView& view, const st
     return failure(StatusCode::invalid_argument, "{}: must be written as declared, {}; got {}",
                    where, text(layer.n, layer.k, layer.spec), text(view.n, view.k, view.spec));
   }
-  for (const PackedPart& part : packed_parts(view.n, view.k, view.spec)) {
+  const bool permuted = layer.columns == ColumnOrder::permuted;
+  if (permuted != (view.permutation != nullptr)) {
+    return failure(StatusCode::invalid_argument,
+                   "{}: must be written as declared, {} a permutation; got a view {} one", where,
+                   permuted ? "with" : "without", permuted ? "without" : "with");
+  }
+  for (const PackedPart& part : packed_parts(layer)) {
     const Rows rows = rows_of(view, part);
     const std::string name = fmt::format("{}{}", where, part.suffix);
     if (rows.data == nullptr) {
@@ -108,7 +123,7 @@ Status check_view(const PackedLayerInfo& layer, const PackedView& view, const st
                      rows.row_bytes, rows.pitch_bytes);
     }
     if (part.suffix == ".codes") continue;  // every bit pattern is a code
-    const std::size_t elem_bytes = part.dtype == "U8" ? 1 : 2;
+    const std::size_t elem_bytes = part.dtype == "U8" ? 1 : part.dtype == "I32" ? 4 : 2;
     Status values = for_each_piece(rows, [&](const void* data, std::size_t bytes) {
       return check_values(part.suffix, view.spec, data, bytes / elem_bytes, where);
     });
@@ -118,6 +133,49 @@ Status check_view(const PackedLayerInfo& layer, const PackedView& view, const st
 }
 
 }  // namespace
+
+Status PackedCheckpointWriter::Impl::take_over(PackedLayerInfo& layer) {
+  PackedLayerInfo found = layer;
+  const std::vector<PackedPart> parts = packed_parts(layer);
+  std::size_t num_written = 0;
+  for (const PackedPart& part : parts) {
+    const auto crc = writer.written_crc(fmt::format("{}{}", layer.name, part.suffix));
+    if (!crc) continue;
+    ++num_written;
+    stored_crc(found, part.suffix) = *crc;
+    std::uint64_t elems = 1;
+    for (const std::int64_t dim : part.shape) elems *= static_cast<std::uint64_t>(dim);
+    found.size_bytes += elems * static_cast<std::uint64_t>(*dtype_bits(part.dtype)) / 8;
+  }
+  if (num_written == parts.size()) {
+    layer = found;
+    return writer.set_metadata(packed_key(layer.name), format_packed_header(layer));
+  }
+  for (const PackedPart& part : parts) {  // a layer is written whole or again
+    if (Status s = writer.rewrite(fmt::format("{}{}", layer.name, part.suffix)); !s.ok()) return s;
+  }
+  return {};
+}
+
+Status PackedCheckpointWriter::Impl::take_over_dense(const std::string& name) {
+  const auto crc = writer.written_crc(name);
+  if (!crc) return {};
+  dense[name] = true;
+  return writer.set_metadata(dense_key(name), format_crc(*crc));
+}
+
+Status PackedCheckpointWriter::Impl::begin() {
+  if (begun) return {};
+  if (Status s = writer.begin(); !s.ok()) return s;
+  begun = true;
+  for (auto& [name, layer] : layers) {
+    if (Status s = take_over(layer); !s.ok()) return s;
+  }
+  for (const auto& [name, written] : dense) {
+    if (Status s = take_over_dense(name); !s.ok()) return s;
+  }
+  return {};
+}
 
 PackedCheckpointWriter::PackedCheckpointWriter(std::unique_ptr<Impl> impl)
     : impl_(std::move(impl)) {}
@@ -139,14 +197,16 @@ Result<PackedCheckpointWriter> PackedCheckpointWriter::create(const std::string&
 }
 
 Status PackedCheckpointWriter::declare_packed(const std::string& name, std::int64_t n,
-                                              std::int64_t k, const QuantSpec& spec) {
+                                              std::int64_t k, const QuantSpec& spec,
+                                              ColumnOrder columns) {
   if (Status s = check_packed_shape(n, k, spec, impl_->where(name)); !s.ok()) return s;
   PackedLayerInfo layer;
   layer.name = name;
   layer.n = n;
   layer.k = k;
   layer.spec = spec;
-  for (const PackedPart& part : packed_parts(n, k, spec)) {
+  layer.columns = columns;
+  for (const PackedPart& part : packed_parts(layer)) {
     Status status =
         impl_->writer.declare(fmt::format("{}{}", name, part.suffix), part.dtype, part.shape);
     if (!status.ok()) return status;
@@ -160,7 +220,7 @@ Status PackedCheckpointWriter::declare_dense(const std::string& name, std::strin
                                              const std::vector<std::int64_t>& shape) {
   if (Status s = impl_->writer.declare(name, dtype, shape); !s.ok()) return s;
   Status status = impl_->writer.set_metadata(dense_key(name), format_crc(0));
-  if (status.ok()) impl_->dense.insert(name);
+  if (status.ok()) impl_->dense.emplace(name, false);
   return status;
 }
 
@@ -173,7 +233,9 @@ Status PackedCheckpointWriter::set_metadata(const std::string& key, const std::s
   return impl_->writer.set_metadata(key, value);
 }
 
-Status PackedCheckpointWriter::begin() { return impl_->writer.begin(); }
+Status PackedCheckpointWriter::begin() {
+  return impl_->begun ? impl_->writer.begin() : impl_->begin();  // the former says what's wrong
+}
 
 Status PackedCheckpointWriter::write_packed(const std::string& name, const PackedView& view) {
   const auto it = impl_->layers.find(name);
@@ -186,7 +248,9 @@ Status PackedCheckpointWriter::write_packed(const std::string& name, const Packe
     return failure(StatusCode::invalid_argument, "{}: must be written once", impl_->where(name));
   }
   if (Status s = check_view(layer, view, impl_->where(name)); !s.ok()) return s;
-  for (const PackedPart& part : packed_parts(view.n, view.k, view.spec)) {
+  if (Status s = impl_->begin(); !s.ok()) return s;
+  if (layer.size_bytes != 0) return {};  // by an earlier process
+  for (const PackedPart& part : packed_parts(layer)) {
     const std::string tensor = fmt::format("{}{}", name, part.suffix);
     std::uint32_t crc = 0;
     Status status = for_each_piece(rows_of(view, part), [&](const void* data, std::size_t bytes) {
@@ -195,13 +259,7 @@ Status PackedCheckpointWriter::write_packed(const std::string& name, const Packe
       return impl_->writer.append(tensor, data, bytes);
     });
     if (!status.ok()) return status;
-    if (part.suffix == ".codes") {
-      layer.codes_crc = crc;
-    } else if (part.suffix == ".scales") {
-      layer.scales_crc = crc;
-    } else {
-      layer.zeros_crc = crc;
-    }
+    stored_crc(layer, part.suffix) = crc;
   }
   return impl_->writer.set_metadata(packed_key(name), format_packed_header(layer));
 }
@@ -217,8 +275,17 @@ Status PackedCheckpointWriter::write_dense(const std::string& name, const void* 
     return failure(StatusCode::not_found, "{}: tensor {} must be declared before it is written",
                    impl_->path, in_quotes(name));
   }
+  if (Status s = impl_->begin(); !s.ok()) return s;
   if (Status s = impl_->writer.write(name, data, bytes); !s.ok()) return s;
+  it->second = true;
   return impl_->writer.set_metadata(dense_key(name), format_crc(crc32c(0, data, bytes)));
+}
+
+bool PackedCheckpointWriter::is_written(const std::string& name) const {
+  const auto layer = impl_->layers.find(name);
+  if (layer != impl_->layers.end()) return layer->second.size_bytes != 0;
+  const auto tensor = impl_->dense.find(name);
+  return tensor != impl_->dense.end() && tensor->second;
 }
 
 Status PackedCheckpointWriter::finish() { return impl_->writer.finish(); }

@@ -13,6 +13,7 @@
 #include "import/errors.hpp"
 #include "import/json_reader.hpp"
 #include "layout/packed.hpp"
+#include "weight/checks.hpp"
 
 namespace mixgemm {
 namespace {
@@ -100,6 +101,8 @@ class Fields {
     return *parsed;
   }
 
+  bool has(std::string_view key) const { return values_.contains(key); }
+
   template <class... Args>
   void refuse(StatusCode code, fmt::format_string<Args...> format, Args&&... args) {
     if (status_.ok()) status_ = failure(code, format, std::forward<Args>(args)...);
@@ -145,6 +148,9 @@ std::string format_body(const PackedLayerInfo& layer) {
   if (layer.spec.zero != ZeroKind::none) {
     out += fmt::format(R"(,"zeros_crc32c":"{}")", format_crc(layer.zeros_crc));
   }
+  if (layer.columns == ColumnOrder::permuted) {
+    out += fmt::format(R"(,"permutation_crc32c":"{}")", format_crc(layer.permutation_crc));
+  }
   return out;
 }
 
@@ -152,7 +158,14 @@ std::uint32_t crc_of_text(std::string_view text) { return crc32c(0, text.data(),
 
 }  // namespace
 
-std::vector<PackedPart> packed_parts(std::int64_t n, std::int64_t k, const QuantSpec& spec) {
+std::uint32_t& stored_crc(PackedLayerInfo& layer, std::string_view suffix) {
+  if (suffix == ".codes") return layer.codes_crc;
+  if (suffix == ".scales") return layer.scales_crc;
+  return suffix == ".zeros" ? layer.zeros_crc : layer.permutation_crc;
+}
+
+std::vector<PackedPart> packed_parts(std::int64_t n, std::int64_t k, const QuantSpec& spec,
+                                     ColumnOrder columns) {
   const std::int64_t strips = layout::num_strips(n);
   const std::vector<std::int64_t> per_group = {strips, num_groups(k, spec.group_size),
                                                layout::kStripRows};
@@ -163,6 +176,7 @@ std::vector<PackedPart> packed_parts(std::int64_t n, std::int64_t k, const Quant
   if (spec.zero == ZeroKind::scaled) {
     parts.push_back({".zeros", dtype_name(spec.scale_type), per_group});
   }
+  if (columns == ColumnOrder::permuted) parts.push_back({".permutation", "I32", {k}});
   return parts;
 }
 
@@ -221,6 +235,10 @@ Result<PackedLayerInfo> parse_packed_header(std::string_view json, std::string_v
   layer.codes_crc = fields.crc("codes_crc32c");
   layer.scales_crc = fields.crc("scales_crc32c");
   if (layer.spec.zero != ZeroKind::none) layer.zeros_crc = fields.crc("zeros_crc32c");
+  if (fields.has("permutation_crc32c")) {
+    layer.columns = ColumnOrder::permuted;
+    layer.permutation_crc = fields.crc("permutation_crc32c");
+  }
   const std::uint32_t header_crc = fields.crc("header_crc32c");
   fields.refuse_leftovers();
   if (!fields.status().ok()) return fields.status();
@@ -252,6 +270,12 @@ Result<std::uint32_t> parse_crc(std::string_view text, std::string_view where) {
 Status check_values(std::string_view part, const QuantSpec& spec, const void* data,
                     std::size_t count, std::string_view where) {
   if (part == ".codes") return {};  // every bit pattern is a code
+  if (part == ".permutation") {
+    const Status status = check_permutation({static_cast<const std::int32_t*>(data), count},
+                                            static_cast<std::int64_t>(count));
+    if (status.ok()) return {};
+    return failure(StatusCode::corrupt_data, "{}: {}", where, status.message());
+  }
   if (part == ".zeros" && spec.zero == ZeroKind::integer) {
     const auto* zeros = static_cast<const std::uint8_t*>(data);
     const int limit = 1 << bits_of(spec.type);

@@ -21,13 +21,28 @@ inline constexpr std::string_view kDenseKeyPrefix = "mixgemm.crc32c.";   ///< + 
 
 /// A tensor that a packed weight consists of.
 struct PackedPart {
-  std::string_view suffix;  ///< ".codes", ".scales", ".zeros"
+  std::string_view suffix;  ///< ".codes", ".scales", ".zeros", ".permutation"
   std::string_view dtype;
   std::vector<std::int64_t> shape;
 };
 
-/// The parts of a packed weight, in that order, zeros only where the zero kind stores some.
-std::vector<PackedPart> packed_parts(std::int64_t n, std::int64_t k, const QuantSpec& spec);
+/// All that a packed weight may consist of.
+inline constexpr std::string_view kPackedSuffixes[] = {".codes", ".scales", ".zeros",
+                                                       ".permutation"};
+
+/// The parts of a packed weight, in that order, zeros only where the zero kind stores some, a
+/// permutation only where columns are permuted.
+std::vector<PackedPart> packed_parts(std::int64_t n, std::int64_t k, const QuantSpec& spec,
+                                     ColumnOrder columns);
+inline std::vector<PackedPart> packed_parts(const PackedLayerInfo& layer) {
+  return packed_parts(layer.n, layer.k, layer.spec, layer.columns);
+}
+
+/// Where a layer's header keeps the checksum of the part with this suffix.
+std::uint32_t& stored_crc(PackedLayerInfo& layer, std::string_view suffix);
+inline std::uint32_t stored_crc(const PackedLayerInfo& layer, std::string_view suffix) {
+  return stored_crc(const_cast<PackedLayerInfo&>(layer), suffix);
+}
 
 /// Checks that N, K and spec are legal. `where` begins the message.
 Status check_packed_shape(std::int64_t n, std::int64_t k, const QuantSpec& spec,
@@ -46,7 +61,8 @@ std::string format_crc(std::uint32_t crc);
 Result<std::uint32_t> parse_crc(std::string_view text, std::string_view where);
 
 /// Checks values that any later arithmetic relies on: scales (and scaled zeros) are finite, integer
-/// zeros are codes. part: which; count: elements. `where` begins the message.
+/// zeros are codes, a permutation has every index once. part: which; count: elements. `where`
+/// begins the message.
 Status check_values(std::string_view part, const QuantSpec& spec, const void* data,
                     std::size_t count, std::string_view where);
 

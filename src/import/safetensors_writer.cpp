@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "import/crc32c.hpp"
 #include "import/errors.hpp"
 #include "import/output_file.hpp"
 #include "import/safetensors_header.hpp"
@@ -44,7 +45,21 @@ std::string shard_path(const std::string& path, std::size_t index, std::size_t c
 struct Declared {
   TensorInfo info;
   std::uint64_t written = 0;
+  std::uint32_t crc = 0;  // of what has been written, where a journal needs it
 };
+
+/// Bytes of an unfinished file that are read at a time to check them.
+constexpr std::size_t kVerifyBytes = std::size_t{1} << 22;
+
+/// The text on one line, reversibly.
+std::string escaped(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    out += byte < 0x20 || byte == '\\' ? fmt::format("\\x{:02x}", byte) : std::string(1, c);
+  }
+  return out;
+}
 
 /// One file to be.
 struct OutputShard {
@@ -81,11 +96,19 @@ class SafetensorsWriter::Impl {
   Status append(const std::string& name, const void* data, std::size_t bytes);
   Status finish();
 
+  /// What an unfinished file must have in common with this one to be continued.
+  std::string identity() const;
+  /// Takes over what an earlier process wrote; without anything to take over, starts the journal.
+  Status resume();
+  /// CRC-32C of a tensor's bytes in its unfinished file.
+  Result<std::uint32_t> stored_crc(const Declared& tensor) const;
+
   std::string path;
   WriteOptions options;
   State state = State::declaring;
   Status failed;
   std::optional<OutputFile> first;  // created early, so that a bad path shows early
+  std::optional<Journal> journal;   // instead of `first` where the writing can be continued
   std::vector<Declared> tensors;    // in order of declaration
   std::unordered_map<std::string, std::size_t> by_name;
   std::map<std::string, std::string> metadata;
@@ -118,7 +141,8 @@ Status SafetensorsWriter::Impl::begin() {
   }
   for (std::size_t s = 0; s < shards.size(); ++s) {
     if (!first) {
-      auto created = OutputFile::create(shard_path(path, s, shards.size()));
+      const std::string shard = shards.size() > 1 ? shard_path(path, s, shards.size()) : path;
+      auto created = journal ? OutputFile::create_partial(shard) : OutputFile::create(shard);
       if (!created.ok()) return fail(created.status());
       first = *std::move(created);
     }
@@ -151,10 +175,71 @@ Status SafetensorsWriter::Impl::begin() {
                           kMaxHeaderBytes, header_bytes));
     }
     output.file_bytes = output.data_begin + offset;
-    if (Status status = output.file.resize(output.file_bytes); !status.ok()) return fail(status);
     outputs.push_back(std::move(output));
   }
+  if (journal) {
+    if (Status status = resume(); !status.ok()) return fail(status);
+  }
+  for (OutputShard& output : outputs) {
+    if (Status status = output.file.resize(output.file_bytes); !status.ok()) return fail(status);
+  }
   state = State::writing;
+  return {};
+}
+
+std::string SafetensorsWriter::Impl::identity() const {
+  std::uint32_t crc = 0;
+  std::string sizes;
+  for (const OutputShard& output : outputs) {
+    const std::string header = format_safetensors_header(output.tensors, metadata);
+    crc = crc32c(crc, header.data(), header.size());
+    sizes += fmt::format(" {}", output.file_bytes);
+  }
+  return fmt::format("mixgemm journal 1, header {:08x}, bytes{}, key {}", crc, sizes,
+                     escaped(options.resume_key));
+}
+
+Result<std::uint32_t> SafetensorsWriter::Impl::stored_crc(const Declared& tensor) const {
+  const OutputShard& output = outputs[static_cast<std::size_t>(tensor.info.shard)];
+  const std::uint64_t begin = output.data_begin + tensor.info.begin;
+  const std::uint64_t bytes = tensor.info.size_bytes();
+  std::vector<std::uint8_t> piece(std::min<std::uint64_t>(kVerifyBytes, bytes));
+  std::uint32_t crc = 0;
+  for (std::uint64_t at = 0; at < bytes; at += piece.size()) {
+    const auto count = static_cast<std::size_t>(std::min<std::uint64_t>(piece.size(), bytes - at));
+    if (Status s = output.file.read_at(begin + at, piece.data(), count); !s.ok()) return s;
+    crc = crc32c(crc, piece.data(), count);
+  }
+  return crc;
+}
+
+Status SafetensorsWriter::Impl::resume() {
+  const std::string wanted = identity();
+  bool same = true;  // every unfinished file is there with its final size
+  for (const OutputShard& output : outputs) {
+    const auto size = output.file.size();
+    if (!size.ok()) return size.status();
+    same = same && *size == output.file_bytes;
+  }
+  const auto entries = journal->read(wanted);
+  if (!entries.ok()) return entries.status();
+  if (!same || entries->empty()) {
+    for (OutputShard& output : outputs) {
+      if (Status s = output.file.resize(0); !s.ok()) return s;
+    }
+    return journal->start(wanted);
+  }
+  // The journal isn't flushed with the data, so after a power cut it may promise too much: what it
+  // lists counts only with the right checksum.
+  for (const Journal::Entry& entry : *entries) {
+    if (entry.index >= tensors.size()) continue;
+    Declared& tensor = tensors[entry.index];
+    const auto stored = stored_crc(tensor);
+    if (!stored.ok()) return stored.status();
+    if (*stored != entry.crc) continue;
+    tensor.written = tensor.info.size_bytes();
+    tensor.crc = entry.crc;
+  }
   return {};
 }
 
@@ -179,7 +264,11 @@ Status SafetensorsWriter::Impl::append(const std::string& name, const void* data
   const std::uint64_t offset = output.data_begin + tensor.info.begin + tensor.written;
   if (Status status = output.file.write_at(offset, data, bytes); !status.ok()) return fail(status);
   tensor.written += bytes;
-  return {};
+  if (!journal) return {};
+  tensor.crc = crc32c(tensor.crc, data, bytes);
+  if (tensor.written != tensor.info.size_bytes()) return {};
+  Status status = journal->append({it->second, tensor.crc});
+  return status.ok() ? status : fail(status);
 }
 
 Status SafetensorsWriter::Impl::finish() {
@@ -225,6 +314,7 @@ Status SafetensorsWriter::Impl::finish() {
   for (OutputShard& output : outputs) {  // the index is last
     if (Status s = output.file.publish(); !s.ok()) return fail(s);
   }
+  if (journal) journal->remove();
   outputs.clear();
   state = State::closed;
   return {};
@@ -237,12 +327,18 @@ SafetensorsWriter& SafetensorsWriter::operator=(SafetensorsWriter&&) noexcept = 
 
 Result<SafetensorsWriter> SafetensorsWriter::create(const std::string& path,
                                                     const WriteOptions& options) {
-  auto file = OutputFile::create(path);
-  if (!file.ok()) return file.status();
   auto impl = std::make_unique<Impl>();
   impl->path = path;
   impl->options = options;
-  impl->first = *std::move(file);
+  if (options.resume_key.empty()) {
+    auto file = OutputFile::create(path);
+    if (!file.ok()) return file.status();
+    impl->first = *std::move(file);
+  } else {
+    auto journal = Journal::open(path);
+    if (!journal.ok()) return journal.status();
+    impl->journal = *std::move(journal);
+  }
   return SafetensorsWriter(std::move(impl));
 }
 
@@ -267,7 +363,7 @@ Status SafetensorsWriter::declare(const std::string& name, std::string_view dtyp
     return failure(StatusCode::invalid_argument, "{}: tensor {} is declared twice", impl_->path,
                    in_quotes(name));
   }
-  impl_->tensors.push_back({{name, std::string(dtype), shape, 0, *bytes, 0}, 0});
+  impl_->tensors.push_back({{name, std::string(dtype), shape, 0, *bytes, 0}, 0, 0});
   return {};
 }
 
@@ -318,8 +414,31 @@ Status SafetensorsWriter::write(const std::string& name, const void* data, std::
 
 Status SafetensorsWriter::finish() { return impl_->finish(); }
 
+std::optional<std::uint32_t> SafetensorsWriter::written_crc(const std::string& name) const {
+  const auto it = impl_->by_name.find(name);
+  if (it == impl_->by_name.end() || !impl_->journal) return std::nullopt;
+  const Declared& tensor = impl_->tensors[it->second];
+  if (tensor.written != tensor.info.size_bytes()) return std::nullopt;
+  return tensor.crc;
+}
+
+Status SafetensorsWriter::rewrite(const std::string& name) {
+  if (Status s = impl_->require(Impl::State::writing, "rewrite()"); !s.ok()) return s;
+  const auto it = impl_->by_name.find(name);
+  if (it == impl_->by_name.end()) {
+    return failure(StatusCode::not_found, "{}: tensor {} must be declared before it is rewritten",
+                   impl_->path, in_quotes(name));
+  }
+  impl_->tensors[it->second].written = 0;
+  impl_->tensors[it->second].crc = 0;
+  return {};
+}
+
 void SafetensorsWriter::abandon() {
   impl_->first.reset();
+  for (OutputShard& output : impl_->outputs) output.file.discard();
+  // Before begin() a journal belongs to an earlier process's work, which stays.
+  if (impl_->journal && !impl_->outputs.empty()) impl_->journal->remove();
   impl_->outputs.clear();
   impl_->state = Impl::State::closed;
 }

@@ -71,6 +71,14 @@ Status check_source(const PackedView& view) {
                               view.spec.zero == ZeroKind::none ? "null" : "given",
                               to_string(view.spec.zero)));
   }
+  if (view.permutation != nullptr) {
+    return Status(
+        StatusCode::unsupported,
+        fmt::format("to_cuda: weight.permutation must be null: the columns of this weight "
+                    "(K = {}) are permuted; put X in their order with gather_columns() "
+                    "and copy weight.for_gathered_x()",
+                    view.k));
+  }
   const std::int64_t strip_bytes = layout::strip_bytes(view.k, bits_of(view.spec.type));
   if (view.codes_pitch_bytes < strip_bytes) {
     return refuse(fmt::format("to_cuda: weight.codes_pitch_bytes must be at least {}; got {}",

@@ -105,8 +105,32 @@ Status check_arrays(const CanonicalWeight& weight) {
       !status.ok()) {
     return status;
   }
-  return check_length("scaled_zeros", weight.scaled_zeros.size(), scaled ? per_group : 0,
-                      scaled ? "N*G" : "(no scaled zeros)");
+  if (Status status = check_length("scaled_zeros", weight.scaled_zeros.size(),
+                                   scaled ? per_group : 0, scaled ? "N*G" : "(no scaled zeros)");
+      !status.ok()) {
+    return status;
+  }
+  return weight.permutation.empty() ? Status() : check_permutation(weight.permutation, weight.k);
+}
+
+Status check_permutation(std::span<const std::int32_t> permutation, std::int64_t k) {
+  if (Status status = check_length("permutation", permutation.size(), k, "K"); !status.ok()) {
+    return status;
+  }
+  std::vector<bool> seen(permutation.size());
+  for (std::size_t j = 0; j < permutation.size(); ++j) {
+    const std::int32_t at = permutation[j];
+    if (at < 0 || at >= k) {
+      return invalid(
+          fmt::format("permutation must hold indices in 0 .. {}; element {} is {}", k - 1, j, at));
+    }
+    if (seen[static_cast<std::size_t>(at)]) {
+      return invalid(
+          fmt::format("permutation must hold every index once; element {} repeats {}", j, at));
+    }
+    seen[static_cast<std::size_t>(at)] = true;
+  }
+  return {};
 }
 
 Status check_scales_and_zeros(const CanonicalWeight& weight) {

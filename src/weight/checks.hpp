@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 #include "mixgemm/status.hpp"
@@ -17,7 +18,10 @@ Status check_spec(const QuantSpec& spec);
 /// 1 ≤ N, K < 2^31, as for a Problem: no product of sizes then overflows an int64_t.
 Status check_size(std::int64_t n, std::int64_t k);
 
-/// Specification, sizes, and the lengths of the four arrays.
+/// Every index of 0 … K − 1, once.
+Status check_permutation(std::span<const std::int32_t> permutation, std::int64_t k);
+
+/// Specification, sizes, the lengths of the arrays, and the permutation where there is one.
 Status check_arrays(const CanonicalWeight& weight);
 
 /// Scales and zeros: finite, and integer zeros below 2^bits. Needs check_arrays().

@@ -18,6 +18,7 @@ Result<std::vector<float>> dequantize(const CanonicalWeight& weight) {
   const QuantSpec& spec = weight.spec;
   const std::int64_t groups = weight.groups();
   const std::int64_t length = spec.group_size == 0 ? weight.k : spec.group_size;
+  const std::vector<std::int32_t>& permutation = weight.permutation;
   std::vector<float> dense(weight.n * weight.k);
   parallel_for(weight.n, std::max<std::int64_t>(1, kGrainElems / weight.k), 0,
                [&](std::int64_t begin, std::int64_t end) {
@@ -34,7 +35,8 @@ Result<std::vector<float>> dequantize(const CanonicalWeight& weight) {
                    const std::int64_t k_begin = at % groups * length;
                    const std::int64_t k_end = std::min(weight.k, k_begin + length);
                    for (std::int64_t k = k_begin; k < k_end; ++k) {
-                     dense[row * weight.k + k] =
+                     const std::int64_t feature = permutation.empty() ? k : permutation[k];
+                     dense[row * weight.k + feature] =
                          static_cast<float>(weight.codes[row * weight.k + k] * scale - shift);
                    }
                  }

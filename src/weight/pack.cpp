@@ -136,8 +136,9 @@ std::size_t PackedWeight::size_bytes() const {
   const auto codes =
       static_cast<std::size_t>(layout::strip_bytes(view_.k, bits_of(view_.spec.type)));
   const auto per_group = static_cast<std::size_t>(view_.groups()) * kStripRows;
-  return strips *
-         (codes + per_group * (sizeof(std::uint16_t) + zero_bytes(view_.spec.zero, view_.device)));
+  return strips * (codes + per_group * (sizeof(std::uint16_t) +
+                                        zero_bytes(view_.spec.zero, view_.device))) +
+         permutation().size_bytes();
 }
 
 Result<PackedWeight> pack(const CanonicalWeight& weight, int num_threads) {
@@ -184,7 +185,14 @@ Result<PackedWeight> pack(const CanonicalWeight& weight, int num_threads) {
                    }
                  }
                });
-  return PackedWeight(buffer.view, buffer.storage);
+  if (weight.permutation.empty()) return PackedWeight(buffer.view, buffer.storage);
+  struct Permuted {
+    std::shared_ptr<void> arrays;
+    std::vector<std::int32_t> permutation;
+  };
+  auto permuted = std::make_shared<Permuted>(Permuted{buffer.storage, weight.permutation});
+  buffer.view.permutation = permuted->permutation.data();
+  return PackedWeight(buffer.view, std::move(permuted));
 }
 
 Result<CanonicalWeight> unpack(const PackedView& view, int num_threads) {
@@ -198,6 +206,9 @@ Result<CanonicalWeight> unpack(const PackedView& view, int num_threads) {
   weight.scales.resize(view.n * groups);
   if (view.spec.zero == ZeroKind::integer) weight.zeros.resize(view.n * groups);
   if (view.spec.zero == ZeroKind::scaled) weight.scaled_zeros.resize(view.n * groups);
+  if (view.permutation != nullptr) {
+    weight.permutation.assign(view.permutation, view.permutation + view.k);
+  }
 
   const WeightType type = view.spec.type;
   const int cell_bytes = layout::cell_bytes(bits_of(type));
@@ -283,6 +294,13 @@ Result<PackedView> slice_n(const PackedView& weight, std::int64_t n_begin, std::
 
 Result<PackedView> slice_k(const PackedView& weight, std::int64_t k_begin, std::int64_t k_end) {
   if (Status status = check_view(weight); !status.ok()) return status;
+  if (weight.permutation != nullptr) {
+    return Status(
+        StatusCode::unsupported,
+        fmt::format("slice_k needs columns in the order of X's; this weight of K = {} has "
+                    "a permutation",
+                    weight.k));
+  }
   const int group_size = weight.spec.group_size;
   const bool per_column = group_size == 0;
   const std::int64_t unit = per_column ? kBlockK : std::lcm(kBlockK, group_size);

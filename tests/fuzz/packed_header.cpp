@@ -12,7 +12,8 @@ namespace {
 using namespace mixgemm;
 
 bool same(const PackedLayerInfo& a, const PackedLayerInfo& b) {
-  return a.n == b.n && a.k == b.k && a.spec == b.spec && a.codes_crc == b.codes_crc &&
+  return a.n == b.n && a.k == b.k && a.spec == b.spec && a.columns == b.columns &&
+         a.permutation_crc == b.permutation_crc && a.codes_crc == b.codes_crc &&
          a.scales_crc == b.scales_crc && a.zeros_crc == b.zeros_crc;
 }
 
@@ -22,7 +23,7 @@ void require(bool condition) {
 
 /// Fields from raw bytes, out-of-range ones included.
 PackedLayerInfo layer_from(const std::uint8_t* data, std::size_t size) {
-  std::uint8_t raw[36] = {};
+  std::uint8_t raw[40] = {};
   std::memcpy(raw, data, size < sizeof(raw) ? size : sizeof(raw));
   PackedLayerInfo layer;
   std::memcpy(&layer.n, raw, 8);
@@ -36,6 +37,8 @@ PackedLayerInfo layer_from(const std::uint8_t* data, std::size_t size) {
   std::memcpy(&layer.codes_crc, raw + 20, 4);
   std::memcpy(&layer.scales_crc, raw + 24, 4);
   if (layer.spec.zero != ZeroKind::none) std::memcpy(&layer.zeros_crc, raw + 28, 4);
+  layer.columns = static_cast<ColumnOrder>(raw[35] % 2);
+  if (layer.columns == ColumnOrder::permuted) std::memcpy(&layer.permutation_crc, raw + 36, 4);
   return layer;
 }
 
@@ -46,7 +49,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   if (const auto parsed = parse_packed_header(text, "layer"); parsed.ok()) {
     const auto again = parse_packed_header(format_packed_header(*parsed), "layer");
     require(again.ok() && same(*parsed, *again));
-    static_cast<void>(packed_parts(parsed->n, parsed->k, parsed->spec));
+    static_cast<void>(packed_parts(*parsed));
   }
   const PackedLayerInfo layer = layer_from(data, size);
   const bool legal = check_packed_shape(layer.n, layer.k, layer.spec, "layer").ok();

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "mixgemm/checkpoint.hpp"
 #include "mixgemm/mixgemm.h"
 
 namespace {
@@ -267,6 +268,52 @@ TEST(CHandles, WeightOutlivesItsCheckpoint) {
   mixgemm_weight_free(weight);
   expect_failed(mixgemm_checkpoint_open(path.c_str(), &file), MIXGEMM_NOT_FOUND, path);
   EXPECT_EQ(file, nullptr);
+}
+
+TEST(CHandles, PermutedWeightIsRefusedUntilXIsGathered) {
+  mixgemm::CanonicalWeight canonical;
+  canonical.n = 16;
+  canonical.k = 32;
+  canonical.spec.group_size = 0;
+  canonical.codes.assign(16 * 32, 9);
+  canonical.scales.assign(16, 0x3c00);
+  for (int j = 0; j < 32; ++j) canonical.permutation.push_back(31 - j);
+  const std::string path = (std::filesystem::temp_directory_path() /
+                            ("mixgemm_c_permuted_" + std::to_string(static_cast<long>(getpid()))))
+                               .string();
+  const auto packed = mixgemm::pack(canonical, 1).value();
+  auto writer = mixgemm::PackedCheckpointWriter::create(path).value();
+  writer.declare_packed("w", 16, 32, canonical.spec, mixgemm::ColumnOrder::permuted)
+      .throw_if_error();
+  writer.write_packed("w", packed.view()).throw_if_error();
+  writer.finish().throw_if_error();
+  mixgemm_checkpoint_t* file = nullptr;
+  ASSERT_EQ(mixgemm_checkpoint_open(path.c_str(), &file), MIXGEMM_OK) << mixgemm_last_error();
+  mixgemm_weight_t* weight = nullptr;
+  ASSERT_EQ(mixgemm_checkpoint_weight(file, "w", &weight), MIXGEMM_OK) << mixgemm_last_error();
+  mixgemm_checkpoint_close(file);
+  std::filesystem::remove(path);
+  ASSERT_NE(mixgemm_weight_permutation(weight), nullptr);
+  EXPECT_EQ(mixgemm_weight_permutation(weight)[0], 31);
+  EXPECT_EQ(mixgemm_weight_permutation(nullptr), nullptr);
+
+  std::vector<std::uint8_t> codes(16 * 32);
+  std::vector<std::uint16_t> scales(16), x(32), gathered(32);
+  expect_failed(mixgemm_weight_unpack(weight, 1, codes.data(), scales.data(), nullptr, nullptr),
+                MIXGEMM_UNSUPPORTED, "permutation");
+  x[31] = 1;
+  ASSERT_EQ(mixgemm_weight_gather_columns(weight, x.data(), 1, 32, gathered.data(), 32, 1),
+            MIXGEMM_OK);
+  EXPECT_EQ(gathered[0], 1);
+  expect_failed(mixgemm_weight_gather_columns(weight, x.data(), 1, 31, gathered.data(), 32, 1),
+                MIXGEMM_INVALID_ARGUMENT, "ldx must be at least K = 32; got 31");
+  mixgemm_weight_t* for_gathered = nullptr;
+  ASSERT_EQ(mixgemm_weight_for_gathered_x(weight, &for_gathered), MIXGEMM_OK);
+  EXPECT_EQ(mixgemm_weight_permutation(for_gathered), nullptr);
+  mixgemm_weight_free(weight);
+  EXPECT_EQ(mixgemm_weight_unpack(for_gathered, 1, codes.data(), scales.data(), nullptr, nullptr),
+            MIXGEMM_OK);
+  mixgemm_weight_free(for_gathered);
 }
 
 TEST(CErrors, BelongToTheirThread) {
