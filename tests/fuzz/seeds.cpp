@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Writes the seed corpus, one folder per target, into the folder given: small legal inputs that
-// reach every branch of the formats, from which the fuzzers start.
+// Writes the seed corpus, one folder per target, into the first folder given: small legal inputs
+// that reach every branch of the formats, from which the fuzzers start. Those of the importers are
+// the fixtures in the second folder.
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -53,10 +55,28 @@ void write_packed(const fs::path& path, const QuantSpec& spec) {
   writer.finish().throw_if_error();
 }
 
-void write_all(const fs::path& root) {
-  for (const char* target : {"safetensors", "safetensors_index", "packed_header"}) {
+std::string read_text(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+/// A model directory as one input: the length of its config, the config, its tensors.
+void write_model(const fs::path& path, const fs::path& model) {
+  const std::string config = read_text(model / "config.json");
+  const std::string length = {static_cast<char>(config.size() & 0xff),
+                              static_cast<char>(config.size() >> 8)};
+  write_text(path, length + config + read_text(model / "model.safetensors"));
+}
+
+void write_all(const fs::path& root, const fs::path& models) {
+  for (const char* target :
+       {"safetensors", "safetensors_index", "packed_header", "checkpoint_import"}) {
     fs::remove_all(root / target);
     fs::create_directories(root / target);
+  }
+  for (const auto& entry : fs::directory_iterator(models)) {
+    if (!entry.is_directory()) continue;
+    write_model(root / "checkpoint_import" / entry.path().filename(), entry.path());
   }
   write_text(root / "safetensors/empty", std::string("\2\0\0\0\0\0\0\0{}", 10));
   write_dense(root / "safetensors/dense");
@@ -82,12 +102,12 @@ void write_all(const fs::path& root) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
-    std::fprintf(stderr, "usage: %s FOLDER\n", argv[0]);
+  if (argc != 3) {
+    std::fprintf(stderr, "usage: %s FOLDER MODELS\n", argv[0]);
     return 2;
   }
   try {
-    write_all(argv[1]);
+    write_all(argv[1], argv[2]);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
