@@ -153,6 +153,8 @@ void Command::device(Device& target) {
       ->check(CLI::IsMember({"cpu", "cuda"}));
 }
 
+bool Command::given(const std::string& name) const { return app_->count(name) > 0; }
+
 void Command::runs(std::function<int()> body) {
   app_->callback([&selected = selected_, name = name_, body = std::move(body)] {
     selected.name = name;

@@ -80,6 +80,8 @@ class Command {
   void act(std::optional<DataType>& target, const std::string& help);
   void device(Device& target);
 
+  /// Whether the option was given, once the parse is done.
+  bool given(const std::string& name) const;
   /// What to do when this command is chosen.
   void runs(std::function<int()> body);
 
@@ -92,6 +94,7 @@ class Command {
 void register_info(CLI::App& app, Selected& selected);
 void register_kernels(CLI::App& app, Selected& selected);
 void register_quantize(CLI::App& app, Selected& selected);
+void register_convert(CLI::App& app, Selected& selected);
 void register_inspect(CLI::App& app, Selected& selected);
 void register_verify(CLI::App& app, Selected& selected);
 void register_compare(CLI::App& app, Selected& selected);

@@ -42,6 +42,7 @@ int main(int argc, char** argv) {
   register_info(app, selected);
   register_kernels(app, selected);
   register_quantize(app, selected);
+  register_convert(app, selected);
   register_inspect(app, selected);
   register_verify(app, selected);
   register_compare(app, selected);

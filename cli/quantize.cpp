@@ -2,44 +2,25 @@
 // mixgemm quantize: a dense checkpoint → a packed one. Each selected weight is quantized and packed
 // in one streaming pass and written; the rest of the checkpoint is copied unchanged.
 #include <fmt/format.h>
-#include <regex.h>
 
 #include <chrono>
-#include <filesystem>
 #include <memory>
-#include <optional>
-#include <system_error>
 
 #include "command.hpp"
+#include "selection.hpp"
 
 namespace mixgemm::cli {
 namespace {
 
-// Embeddings are looked up, not multiplied, and the output head is where 4 bits cost most quality.
-constexpr const char* kDefaultExclude = "embed|(^|\\.)(wte|wpe|lm_head)\\.";
-
 struct Options {
   std::string input;
   std::string output;
-  QuantSpec spec;
-  std::string scale_type;
-  std::string include;
-  std::string exclude = kDefaultExclude;
-  bool strict_group = false;
-  bool no_clip_search = false;
+  QuantizeRules rules;
   bool drop_dense = false;
   bool dry_run = false;
   std::uint64_t max_shard_bytes = 0;
   int num_threads = 0;
   bool json = false;
-};
-
-/// One weight to quantize.
-struct Job {
-  const TensorInfo* tensor = nullptr;
-  DataType type = DataType::f32;
-  std::string layer;
-  QuantSpec spec;
 };
 
 /// What the command did, for its summary.
@@ -50,85 +31,8 @@ struct Totals {
   double seconds = 0.0;
 };
 
-/// A POSIX extended regular expression; an empty one counts as not given.
-class Pattern {
- public:
-  Pattern(const std::string& option, const std::string& text) {
-    if (text.empty()) return;
-    regex_ = {new regex_t, [](regex_t* regex) {
-                regfree(regex);
-                delete regex;
-              }};
-    const int error = regcomp(regex_.get(), text.c_str(), REG_EXTENDED | REG_NOSUB);
-    if (error == 0) return;
-    char reason[256];
-    regerror(error, regex_.get(), reason, sizeof(reason));
-    throw Error(StatusCode::invalid_argument,
-                fmt::format("{} must be an extended regular expression; got \"{}\" ({})", option,
-                            text, reason));
-  }
-  bool given() const { return regex_ != nullptr; }
-  bool matches(const std::string& text) const {
-    return regexec(regex_.get(), text.c_str(), 0, nullptr, 0) == 0;
-  }
-
- private:
-  std::shared_ptr<regex_t> regex_;
-};
-
-/// The wanted group size, or the largest smaller one that divides K: a group that straddles the end
-/// of K is legal, but other programs may not read it.
-int group_size_for(std::int64_t k, const Options& options) {
-  const int wanted = options.spec.group_size;
-  if (wanted == 0 || options.strict_group) return wanted;
-  for (int group = wanted; group >= 16; group /= 2) {
-    if (k % group == 0) return group;
-  }
-  return wanted;
-}
-
-std::vector<Job> select(const SafetensorsFile& source, const Options& options) {
-  const Pattern include("--include", options.include);
-  const Pattern exclude("--exclude", options.exclude);
-  std::vector<Job> jobs;
-  for (const TensorInfo& tensor : source.tensors()) {
-    const auto type = data_type_of(tensor.dtype);
-    if (tensor.shape.size() != 2 || !type) continue;
-    if (include.given() ? !include.matches(tensor.name) : !tensor.name.ends_with(".weight")) {
-      continue;
-    }
-    if (exclude.given() && exclude.matches(tensor.name)) continue;
-    Job job;
-    job.tensor = &tensor;
-    job.type = *type;
-    job.layer = layer_of(tensor.name);
-    job.spec = options.spec;
-    job.spec.group_size = group_size_for(tensor.shape[1], options);
-    job.spec.scale_type = options.scale_type.empty()
-                              ? (*type == DataType::bf16 ? DataType::bf16 : DataType::f16)
-                              : (options.scale_type == "bf16" ? DataType::bf16 : DataType::f16);
-    jobs.push_back(job);
-  }
-  if (jobs.empty()) {
-    throw Error(StatusCode::invalid_argument,
-                fmt::format("{}: none of its {} tensors is a 2-D weight that --include and "
-                            "--exclude select",
-                            options.input, source.tensors().size()));
-  }
-  return jobs;
-}
-
-void refuse_to_overwrite_source(const SafetensorsFile& source, const std::string& output) {
-  for (const std::string& file : source.files()) {
-    std::error_code ignored;  // a target that doesn't exist yet isn't the source
-    if (std::filesystem::equivalent(file, output, ignored)) {
-      throw Error(StatusCode::invalid_argument,
-                  fmt::format("--output must not be the input; got {} for both", output));
-    }
-  }
-}
-
-Totals write(const SafetensorsFile& source, const std::vector<Job>& jobs, const Options& options) {
+Totals write(const SafetensorsFile& source, const std::vector<QuantizeJob>& jobs,
+             const Options& options) {
   Totals totals;
   const auto start = std::chrono::steady_clock::now();
   const InterruptGuard interrupt;
@@ -136,7 +40,7 @@ Totals write(const SafetensorsFile& source, const std::vector<Job>& jobs, const 
       PackedCheckpointWriter::create(options.output, {.max_shard_bytes = options.max_shard_bytes})
           .value();
   std::map<std::string, bool> quantized;
-  for (const Job& job : jobs) {
+  for (const QuantizeJob& job : jobs) {
     writer.declare_packed(job.layer, job.tensor->shape[0], job.tensor->shape[1], job.spec)
         .throw_if_error();
     quantized[job.tensor->name] = true;
@@ -156,26 +60,17 @@ Totals write(const SafetensorsFile& source, const std::vector<Job>& jobs, const 
 
   ProgressLine progress;
   double done_bytes = 0.0;
-  for (const Job& job : jobs) {
+  for (const QuantizeJob& job : jobs) {
     interrupt.check();
-    const TensorView tensor = source.find(job.tensor->name).value();
     const auto bytes = static_cast<double>(job.tensor->size_bytes());
-    QuantizeOptions quantize_options;
-    quantize_options.spec = job.spec;
-    quantize_options.search_clip = !options.no_clip_search;
-    quantize_options.num_threads = options.num_threads;
-    quantize_options.progress = [&](double fraction) {
-      progress.update((done_bytes + fraction * bytes) / static_cast<double>(totals.source_bytes),
-                      job.layer);
-    };
-    auto packed = quantize_packed(tensor.data, job.type, job.tensor->shape[0], job.tensor->shape[1],
-                                  job.tensor->shape[1], quantize_options);
-    if (!packed.ok()) {
-      throw Error(packed.status().code(),
-                  fmt::format("tensor {}: {}", job.tensor->name, packed.status().message()));
-    }
-    writer.write_packed(job.layer, packed->view()).throw_if_error();
-    totals.packed_bytes += packed->size_bytes();
+    const PackedWeight packed =
+        quantize_one(source, job, options.rules, options.num_threads, [&](double fraction) {
+          progress.update(
+              (done_bytes + fraction * bytes) / static_cast<double>(totals.source_bytes),
+              job.layer);
+        });
+    writer.write_packed(job.layer, packed.view()).throw_if_error();
+    totals.packed_bytes += packed.size_bytes();
     done_bytes += bytes;
   }
   if (!options.drop_dense) {
@@ -190,9 +85,9 @@ Totals write(const SafetensorsFile& source, const std::vector<Job>& jobs, const 
   return totals;
 }
 
-Json describe_jobs(const std::vector<Job>& jobs) {
+Json describe_jobs(const std::vector<QuantizeJob>& jobs) {
   Json list = Json::array();
-  for (const Job& job : jobs) {
+  for (const QuantizeJob& job : jobs) {
     Json item = {{"layer", job.layer},
                  {"n", job.tensor->shape[0]},
                  {"k", job.tensor->shape[1]},
@@ -210,13 +105,13 @@ int run_quantize(const Options& options) {
                 fmt::format("{}: input must be a dense checkpoint; this one is packed already",
                             options.input));
   }
-  const std::vector<Job> jobs = select(source, options);
+  const std::vector<QuantizeJob> jobs = select_weights(source, options.rules, options.input);
   if (options.dry_run) {
     if (options.json) {
       print_json({{"layers", describe_jobs(jobs)}});
     } else {
       Table table({"tensor", "dtype", "N", "K", "becomes"});
-      for (const Job& job : jobs) {
+      for (const QuantizeJob& job : jobs) {
         table.add({job.tensor->name, job.tensor->dtype, std::to_string(job.tensor->shape[0]),
                    std::to_string(job.tensor->shape[1]), describe(job.spec)});
       }
@@ -258,18 +153,7 @@ void register_quantize(CLI::App& app, Selected& selected) {
   command.operand("input", options->input,
                   "A .safetensors file, an index of shards, or a directory with one of them");
   command.text("-o,--output", options->output, "File to write; it appears whole or not at all");
-  command.quant_spec(options->spec);
-  command.choice("--scale-type", options->scale_type, {"f16", "bf16"},
-                 "Format of scales [bf16 for BF16 weights, else f16]");
-  command.flag("--strict-group", options->strict_group,
-               "Keep --group even where K isn't a multiple of it; else the next smaller one that "
-               "divides K is taken");
-  command.text("--include", options->include,
-               "Extended regular expression of tensors to quantize [2-D ones that end in .weight]");
-  command.text("--exclude", options->exclude,
-               "Extended regular expression of tensors to leave dense");
-  command.flag("--no-clip-search", options->no_clip_search,
-               "Scale each group by its extremes instead of searching the least error");
+  add_quantize_rules(command, options->rules);
   command.flag("--drop-dense", options->drop_dense,
                "Write the packed weights alone, without biases, norms and embeddings");
   command.size("--max-shard-size", options->max_shard_bytes,

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "command.hpp"
+#include "mixgemm/import.hpp"
 
 namespace mixgemm::cli {
 namespace {
@@ -37,20 +38,57 @@ struct Comparison {
   std::int64_t num_dropped = 0;  ///< source tensors that the packed file doesn't have
 };
 
-Comparison compare_with(const PackedCheckpoint& checkpoint, const SafetensorsFile& source,
+/// What a packed layer must dequantize to, [N, K], and how far off it may be: rounding where the
+/// source is dense, nothing where it was quantized already.
+class Source {
+ public:
+  explicit Source(const std::string& path)
+      : path_(path), model_(ModelCheckpoint::open(path).value()) {}
+
+  bool dense() const { return model_.format() == CheckpointFormat::dense; }
+  const SafetensorsFile& file() const { return model_.file(); }
+  /// Tensors that a packed checkpoint either consumes as one layer each or copies.
+  std::size_t num_tensors() const { return model_.layers().size() + model_.others().size(); }
+
+  std::vector<float> weight(const PackedLayerInfo& layer) {
+    if (dense()) {
+      const TensorView original = find_source_weight(model_.file(), layer).value();
+      return to_f32(original, *data_type_of(original.info.dtype));
+    }
+    const ImportedLayer* imported = model_.info(layer.name);
+    if (imported != nullptr && imported->spec.scale_type != layer.spec.scale_type) {
+      // Converted with --scale-type: the source's scales were rounded to it.
+      model_ = ModelCheckpoint::open(path_, {.scale_type = layer.spec.scale_type}).value();
+    }
+    const CanonicalWeight weight = model_.load(layer.name).value();
+    if (weight.n != layer.n || weight.k != layer.k) {
+      throw Error(StatusCode::invalid_argument,
+                  fmt::format("layer {} of {} must have the shape [{}, {}]; got [{}, {}]",
+                              layer.name, path_, layer.n, layer.k, weight.n, weight.k));
+    }
+    return dequantize(weight).value();
+  }
+  double max_error(WeightType type) const { return dense() ? default_max_error(type) : 0.0; }
+
+ private:
+  std::string path_;
+  ModelCheckpoint model_;
+};
+
+Comparison compare_with(const PackedCheckpoint& checkpoint, Source& origin,
                         const Options& options) {
+  const SafetensorsFile& source = origin.file();
   Comparison result;
   ProgressLine progress;
   std::size_t used = 0;
   for (const PackedLayerInfo& layer : checkpoint.layers()) {
     progress.update(static_cast<double>(used) / static_cast<double>(checkpoint.layers().size()),
                     layer.name);
-    const TensorView original = find_source_weight(source, layer).value();
+    const auto expected = origin.weight(layer);
     const PackedWeight packed = checkpoint.find(layer.name).value();
     const auto weight = dequantize(unpack(packed.view(), options.num_threads).value()).value();
-    const auto expected = to_f32(original, *data_type_of(original.info.dtype));
     result.layers.push_back({layer.name, relative_error(weight, expected),
-                             options.max_error.value_or(default_max_error(layer.spec.type))});
+                             options.max_error.value_or(origin.max_error(layer.spec.type))});
     ++used;
   }
   for (const TensorInfo& tensor : checkpoint.dense()) {
@@ -69,14 +107,14 @@ Comparison compare_with(const PackedCheckpoint& checkpoint, const SafetensorsFil
       result.different_dense.push_back(tensor.name);
     }
   }
-  result.num_dropped = static_cast<std::int64_t>(source.tensors().size() - used);
+  result.num_dropped = static_cast<std::int64_t>(origin.num_tensors() - used);
   return result;
 }
 
 int run_verify(const Options& options) {
   const auto checkpoint = PackedCheckpoint::open(options.file, {.verify_on_find = false}).value();
-  std::optional<SafetensorsFile> source;
-  if (!options.against.empty()) source = SafetensorsFile::open(options.against).value();
+  std::optional<Source> source;
+  if (!options.against.empty()) source.emplace(options.against);
   {
     ProgressLine progress;
     checkpoint.verify([&](double fraction) { progress.update(fraction, "checksums"); })
@@ -136,9 +174,10 @@ void register_verify(CLI::App& app, Selected& selected) {
   Command command(app, selected, "verify",
                   "Check a packed checkpoint: headers, checksums, and against its source");
   command.operand("file", options->file, "A packed checkpoint");
-  command.text("--against", options->against, "The dense checkpoint it was made from");
+  command.text("--against", options->against, "The checkpoint it was made from");
   command.real("--max-error", options->max_error,
-               "Largest relative error of a weight [0.3 for int4, 0.03 for int8]");
+               "Largest relative error of a weight [0.3 for int4, 0.03 for int8; 0 where the "
+               "source was quantized already]");
   command.threads(options->num_threads);
   command.json(options->json);
   command.runs([=] { return run_verify(*options); });

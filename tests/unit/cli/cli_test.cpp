@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -463,6 +464,111 @@ TEST_F(Cli, AFullDiskUnderStandardOutputIsAnError) {
   const Outcome outcome = run({"info"}, "/dev/full");
   EXPECT_EQ(outcome.exit_code, 4);
   EXPECT_THAT(outcome.err, HasSubstr("standard output"));
+}
+
+/// A checkpoint that a published tool wrote.
+std::string fixture(const std::string& name) {
+  return std::string(MIXGEMM_IMPORT_FIXTURES) + "/" + name;
+}
+
+TEST_F(Cli, ConvertedCheckpointsAreTheirSourcesExactlyAndMultiply) {
+  int permuted = 0;
+  for (const auto& entry : fs::directory_iterator(MIXGEMM_IMPORT_FIXTURES)) {
+    if (!entry.is_directory()) continue;
+    SCOPED_TRACE(entry.path().filename());
+    const std::string out = path("converted.safetensors");
+    const Outcome converted = run({"convert", entry.path(), "-o", out, "--json"});
+    ASSERT_EQ(converted.exit_code, 0) << converted.err;
+    EXPECT_EQ(converted.json()["num_layers"], 1);
+    EXPECT_EQ(converted.json()["num_continued"], 0);
+    const Outcome verified = run({"verify", out, "--against", entry.path(), "--json"});
+    ASSERT_EQ(verified.exit_code, 0) << verified.err << verified.out;
+    EXPECT_EQ(verified.json()["layers"][0]["rel_err"], 0.0);
+    EXPECT_EQ(verified.json()["num_dropped"], 0);
+    const Outcome product =
+        run({"run", out, "--layer", "model.fc", "--m", "3", "--check", "--json"});
+    ASSERT_EQ(product.exit_code, 0) << product.err;
+    EXPECT_LT(product.json()["rel_err"], 1e-3);
+    const auto layer = run({"inspect", out, "--json"}).json()["layers"][0];
+    EXPECT_EQ(layer["permuted"], converted.json()["layers"][0]["permuted"]);
+    permuted += layer["permuted"] == true ? 1 : 0;
+  }
+  EXPECT_EQ(permuted, 4);  // of the fixtures
+}
+
+TEST_F(Cli, ConvertQuantizesADenseModelAsQuantizeDoes) {
+  const std::string model = write_model();
+  ASSERT_EQ(run({"quantize", model, "-o", path("a.safetensors"), "--group", "32"}).exit_code, 0);
+  const Outcome outcome = run({"convert", model, "-o", path("b.safetensors"), "--group", "32"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_THAT(outcome.out, HasSubstr("2 layers from dense"));
+  EXPECT_EQ(read_text(path("a.safetensors")), read_text(path("b.safetensors")));
+}
+
+TEST_F(Cli, ConvertRefusesWhatItCantHonour) {
+  const std::string gptq = fixture("gptq_int4_g64_asym_desc_act_v1");
+  expect_failure({"convert", gptq, "-o", path("o"), "--group", "32"}, 2,
+                 {"--group must not be given", "gptq"});
+  expect_failure({"convert", gptq}, 2, {"--output must be given"});
+  expect_failure({"convert", write_packed(), "-o", path("o")}, 2, {"packed already"});
+  expect_failure({"convert", path("none"), "-o", path("o")}, 3, {"none"});
+  const std::string config = read_text(gptq + "/config.json");
+  fs::create_directories(path("bad"));
+  fs::copy_file(gptq + "/model.safetensors", path("bad/model.safetensors"));
+  std::string three = config;
+  three.replace(three.find("\"bits\": 4"), 9, "\"bits\": 3");
+  std::ofstream(path("bad/config.json")) << three;
+  expect_failure({"convert", path("bad"), "-o", path("o")}, 6, {"bits must be 4 or 8; got 3"});
+  for (const std::string& file : files()) EXPECT_EQ(file.find("o."), std::string::npos) << file;
+}
+
+TEST_F(Cli, KilledConvertIsContinued) {
+  // Layers that take long enough to quantize that the program is found at work.
+  constexpr int kLayers = 24;
+  std::mt19937 rng(1);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(256 * 1024);
+  for (float& v : values) v = 0.05f * normal(rng);
+  auto writer = SafetensorsWriter::create(path("model.safetensors")).value();
+  for (int i = 0; i < kLayers; ++i) {
+    writer.declare(std::to_string(i) + ".weight", "F32", {256, 1024}).throw_if_error();
+  }
+  for (int i = 0; i < kLayers; ++i) {
+    values[static_cast<std::size_t>(i)] = 1.0f;
+    writer.write(std::to_string(i) + ".weight", values.data(), 4 * values.size()).throw_if_error();
+  }
+  writer.finish().throw_if_error();
+  const std::string out = path("out.safetensors");
+  const std::string journal = out + ".partial.journal";
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    ::execl(MIXGEMM_PROGRAM, "mixgemm", "convert", path("model.safetensors").c_str(), "-o",
+            out.c_str(), "--threads", "1", nullptr);
+    ::_exit(127);
+  }
+  // Until two layers (of two tensors each) are in the journal, behind its first line.
+  const auto lines = [&] {
+    const std::string text = read_text(journal);
+    return std::count(text.begin(), text.end(), '\n');
+  };
+  int status = 0;
+  while (lines() < 5 && ::waitpid(child, &status, WNOHANG) == 0) ::usleep(200);
+  ::kill(child, SIGKILL);
+  ::waitpid(child, &status, 0);
+  const bool killed = !fs::exists(out);
+  const Outcome outcome =
+      run({"convert", path("model.safetensors"), "-o", out, "--json", "--threads", "1"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  if (killed) {
+    EXPECT_GE(outcome.json()["num_continued"], 2);
+    EXPECT_LT(outcome.json()["num_continued"], kLayers + 1);
+  }
+  EXPECT_FALSE(fs::exists(journal));
+  EXPECT_FALSE(fs::exists(out + ".partial"));
+  ASSERT_EQ(run({"convert", path("model.safetensors"), "-o", path("once.safetensors")}).exit_code,
+            0);
+  EXPECT_EQ(read_text(out), read_text(path("once.safetensors")));
 }
 
 }  // namespace

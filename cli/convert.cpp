@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+// mixgemm convert: a model's checkpoint, quantized by another tool or dense → a packed one. Layer
+// by layer: what is in memory at a time is one layer. A run that was stopped is continued by the
+// same command.
+#include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <chrono>
+#include <filesystem>
+#include <memory>
+
+#include "command.hpp"
+#include "mixgemm/import.hpp"
+#include "mixgemm/version.hpp"
+#include "selection.hpp"
+
+namespace mixgemm::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Options {
+  std::string input;
+  std::string output;
+  QuantizeRules rules;  // for dense checkpoints
+  bool drop_dense = false;
+  bool dry_run = false;
+  std::uint64_t max_shard_bytes = 0;
+  int num_threads = 0;
+  bool json = false;
+};
+
+/// One layer to be.
+struct Job {
+  std::string name;
+  std::int64_t n = 0, k = 0;
+  QuantSpec spec;
+  ColumnOrder columns = ColumnOrder::natural;
+  std::uint64_t source_bytes = 0;
+  std::optional<QuantizeJob> quantize;  // a dense weight; else a layer to import
+};
+
+struct Totals {
+  std::int64_t elems = 0;
+  std::uint64_t source_bytes = 0;
+  std::uint64_t packed_bytes = 0;
+  std::int64_t num_continued = 0;  // layers that an earlier run had written
+  double seconds = 0.0;
+};
+
+std::vector<Job> plan_jobs(const ModelCheckpoint& model, const Options& options) {
+  std::vector<Job> jobs;
+  if (model.format() == CheckpointFormat::dense) {
+    for (const QuantizeJob& weight : select_weights(model.file(), options.rules, options.input)) {
+      jobs.push_back({weight.layer, weight.tensor->shape[0], weight.tensor->shape[1], weight.spec,
+                      ColumnOrder::natural, weight.tensor->size_bytes(), weight});
+    }
+    return jobs;
+  }
+  for (const ImportedLayer& layer : model.layers()) {
+    jobs.push_back(
+        {layer.name, layer.n, layer.k, layer.spec, layer.columns, layer.source_bytes, {}});
+  }
+  return jobs;
+}
+
+/// Tensors that are copied: all that no job consumes.
+std::vector<TensorInfo> dense_tensors(const ModelCheckpoint& model, const std::vector<Job>& jobs,
+                                      const Options& options) {
+  std::vector<TensorInfo> dense;
+  if (options.drop_dense) return dense;
+  std::map<std::string, bool> quantized;
+  for (const Job& job : jobs) {
+    if (job.quantize) quantized[job.quantize->tensor->name] = true;
+  }
+  for (const TensorInfo& tensor : model.others()) {
+    if (!quantized.contains(tensor.name)) dense.push_back(tensor);
+  }
+  return dense;
+}
+
+/// What the output's bytes depend on, beside the tensors' names and shapes: the state of the input
+/// files, the options, and the program.
+std::string resume_key(const ModelCheckpoint& model, const Options& options) {
+  const QuantizeRules& rules = options.rules;
+  std::string key =
+      fmt::format("mixgemm {} {} scale={} strict={} clip={} include={} exclude={}",
+                  mixgemm::version(), to_string(model.format()), rules.scale_type,
+                  rules.strict_group, !rules.no_clip_search, rules.include, rules.exclude);
+  std::vector<std::string> files = model.file().files();
+  const fs::path folder = fs::path(files.front()).parent_path();
+  for (const char* config : {"config.json", "quantize_config.json", "quant_config.json"}) {
+    files.push_back((folder / config).string());
+  }
+  for (const std::string& file : files) {
+    struct stat info {};
+    if (::stat(file.c_str(), &info) != 0) continue;
+    key += fmt::format(" {}:{}:{}.{:09}", fs::path(file).filename().string(), info.st_size,
+                       info.st_mtim.tv_sec, info.st_mtim.tv_nsec);
+  }
+  return key;
+}
+
+PackedWeight make(const ModelCheckpoint& model, const Job& job, const Options& options,
+                  const Progress& progress) {
+  if (job.quantize) {
+    return quantize_one(model.file(), *job.quantize, options.rules, options.num_threads, progress);
+  }
+  progress(0.0);
+  const CanonicalWeight weight = model.load(job.name, options.num_threads).value();
+  progress(0.5);
+  auto packed = pack(weight, options.num_threads);
+  if (!packed.ok()) {
+    throw Error(packed.status().code(),
+                fmt::format("layer {}: {}", job.name, packed.status().message()));
+  }
+  return *std::move(packed);
+}
+
+void write_layers(const ModelCheckpoint& model, const std::vector<Job>& jobs,
+                  const std::vector<TensorInfo>& dense, const Options& options,
+                  PackedCheckpointWriter& writer, Totals& totals) {
+  const InterruptGuard interrupt;
+  for (const Job& job : jobs) {
+    writer.declare_packed(job.name, job.n, job.k, job.spec, job.columns).throw_if_error();
+    totals.elems += job.n * job.k;
+    totals.source_bytes += job.source_bytes;
+  }
+  for (const TensorInfo& tensor : dense) {
+    writer.declare_dense(tensor.name, tensor.dtype, tensor.shape).throw_if_error();
+  }
+  for (const auto& [key, value] : model.file().metadata()) {
+    writer.set_metadata(key, value).throw_if_error();
+  }
+  writer.begin().throw_if_error();
+
+  ProgressLine progress;
+  double done_bytes = 0.0;
+  for (const Job& job : jobs) {
+    interrupt.check();
+    const auto bytes = static_cast<double>(job.source_bytes);
+    const auto update = [&](double fraction) {
+      progress.update((done_bytes + fraction * bytes) / static_cast<double>(totals.source_bytes),
+                      job.name);
+    };
+    if (writer.is_written(job.name)) {
+      ++totals.num_continued;
+      update(1.0);
+    } else {
+      const PackedWeight packed = make(model, job, options, update);
+      writer.write_packed(job.name, packed.view()).throw_if_error();
+    }
+    done_bytes += bytes;
+  }
+  for (const TensorInfo& tensor : dense) {
+    if (writer.is_written(tensor.name)) continue;
+    interrupt.check();
+    writer.write_dense(tensor.name, model.file().find(tensor.name).value()).throw_if_error();
+  }
+  writer.finish().throw_if_error();
+}
+
+Totals write(const ModelCheckpoint& model, const std::vector<Job>& jobs, const Options& options) {
+  Totals totals;
+  const auto start = std::chrono::steady_clock::now();
+  auto writer =
+      PackedCheckpointWriter::create(options.output, {.max_shard_bytes = options.max_shard_bytes,
+                                                      .resume_key = resume_key(model, options)})
+          .value();
+  try {
+    write_layers(model, jobs, dense_tensors(model, jobs, options), options, writer, totals);
+  } catch (const Interrupted&) {
+    throw;  // what there is stays, to be continued
+  } catch (...) {
+    writer.abandon();
+    throw;
+  }
+  const auto written = PackedCheckpoint::open(options.output, {.verify_on_find = false}).value();
+  for (const PackedLayerInfo& layer : written.layers()) totals.packed_bytes += layer.size_bytes;
+  totals.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return totals;
+}
+
+Json describe_jobs(const std::vector<Job>& jobs) {
+  Json list = Json::array();
+  for (const Job& job : jobs) {
+    Json item = {{"layer", job.name},
+                 {"n", job.n},
+                 {"k", job.k},
+                 {"permuted", job.columns == ColumnOrder::permuted}};
+    item.update(to_json(job.spec));
+    list.push_back(item);
+  }
+  return list;
+}
+
+int run_convert(const Options& options, const Command& command) {
+  ImportOptions import_options;
+  if (!options.rules.scale_type.empty()) {
+    import_options.scale_type = options.rules.scale_type == "bf16" ? DataType::bf16 : DataType::f16;
+  }
+  const auto model = ModelCheckpoint::open(options.input, import_options).value();
+  if (PackedCheckpoint::is_packed(model.file())) {
+    throw Error(StatusCode::invalid_argument,
+                fmt::format("{}: input must be a checkpoint of another tool or a dense one; this "
+                            "one is packed already",
+                            options.input));
+  }
+  if (model.format() != CheckpointFormat::dense) {
+    for (const std::string& name : quantize_rule_names()) {
+      if (!command.given(name)) continue;
+      throw Error(StatusCode::invalid_argument,
+                  fmt::format("{} must not be given for a checkpoint that is quantized already; {} "
+                              "is {}",
+                              name, options.input, to_string(model.format())));
+    }
+  }
+  const std::vector<Job> jobs = plan_jobs(model, options);
+  const std::string format(to_string(model.format()));
+  if (options.dry_run) {
+    if (options.json) {
+      print_json({{"format", format}, {"layers", describe_jobs(jobs)}});
+    } else {
+      Table table({"layer", "N", "K", "becomes", ""});
+      for (const Job& job : jobs) {
+        table.add({job.name, std::to_string(job.n), std::to_string(job.k), describe(job.spec),
+                   job.columns == ColumnOrder::permuted ? "columns permuted" : ""});
+      }
+      print(table.to_string("lrrl"));
+    }
+    return kExitOk;
+  }
+  if (options.output.empty()) {
+    throw Error(StatusCode::invalid_argument, "--output must be given; got none");
+  }
+  refuse_to_overwrite_source(model.file(), options.output);
+  const Totals totals = write(model, jobs, options);
+  const double bits =
+      8.0 * static_cast<double>(totals.packed_bytes) / static_cast<double>(totals.elems);
+  if (options.json) {
+    print_json({{"output", options.output},
+                {"format", format},
+                {"num_layers", jobs.size()},
+                {"num_continued", totals.num_continued},
+                {"num_weights", totals.elems},
+                {"source_bytes", totals.source_bytes},
+                {"packed_bytes", totals.packed_bytes},
+                {"bits_per_weight", bits},
+                {"seconds", totals.seconds},
+                {"layers", describe_jobs(jobs)}});
+    return kExitOk;
+  }
+  print(fmt::format(
+      "{}: {} layers from {}, {} → {} ({:.3f} bits per weight) in {:.2f} s{}\n", options.output,
+      jobs.size(), format, format_bytes(static_cast<double>(totals.source_bytes)),
+      format_bytes(static_cast<double>(totals.packed_bytes)), bits, totals.seconds,
+      totals.num_continued == 0
+          ? ""
+          : fmt::format("; {} were there from an earlier run", totals.num_continued)));
+  return kExitOk;
+}
+
+}  // namespace
+
+void register_convert(CLI::App& app, Selected& selected) {
+  auto options = std::make_shared<Options>();
+  Command command(app, selected, "convert",
+                  "Pack a model's checkpoint: GPTQ, AWQ, compressed-tensors, HQQ, or dense");
+  command.operand("input", options->input,
+                  "A model directory with config.json, or a .safetensors file or index in one");
+  command.text("-o,--output", options->output,
+               "File to write; it appears whole or not at all, and a stopped run is continued");
+  add_quantize_rules(command, options->rules);
+  command.flag("--drop-dense", options->drop_dense,
+               "Write the packed weights alone, without biases, norms and embeddings");
+  command.size("--max-shard-size", options->max_shard_bytes,
+               "Split the output into shards of at most this size, e.g. 4GB; 0 = one file");
+  command.flag("--dry-run", options->dry_run, "List what would be converted, and write nothing");
+  command.threads(options->num_threads);
+  command.json(options->json);
+  command.runs([=] { return run_convert(*options, command); });
+}
+
+}  // namespace mixgemm::cli
