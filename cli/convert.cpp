@@ -3,7 +3,10 @@
 // by layer: what is in memory at a time is one layer. A run that was stopped is continued by the
 // same command.
 #include <fmt/format.h>
+#include <malloc.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <filesystem>
@@ -101,6 +104,33 @@ std::string resume_key(const ModelCheckpoint& model, const Options& options) {
   return key;
 }
 
+/// Gives back the memory of the pages that reading a tensor has brought in, so that what stays is
+/// bounded by a layer also where nothing else asks for memory. They can be read again.
+void release_pages(const TensorView& tensor) {
+  if (tensor.storage.get() == tensor.data) return;  // a copy, not the mapping
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto address = reinterpret_cast<std::uintptr_t>(tensor.data);
+  const std::uintptr_t begin = (address + page - 1) / page * page;
+  const std::uintptr_t end = (address + tensor.bytes) / page * page;
+  // An optimization that may fail.
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+void release_pages(const SafetensorsFile& file, const Job& job) {
+  for (const TensorInfo& tensor : file.tensors()) {
+    if (!tensor.name.starts_with(job.name) || tensor.size_bytes() == 0) continue;
+    if (const auto view = file.find(tensor.name); view.ok()) release_pages(*view);
+  }
+}
+
+/// Layers come and go, and glibc, which learns to keep blocks of their size for itself, fragments
+/// over them: 160 MB stayed where 43 were in use. A fixed threshold has it give each one back.
+void return_large_blocks() {
+#if defined(__GLIBC__)
+  ::mallopt(M_MMAP_THRESHOLD, 1 << 20);
+#endif
+}
+
 PackedWeight make(const ModelCheckpoint& model, const Job& job, const Options& options,
                   const Progress& progress) {
   if (job.quantize) {
@@ -149,18 +179,22 @@ void write_layers(const ModelCheckpoint& model, const std::vector<Job>& jobs,
     } else {
       const PackedWeight packed = make(model, job, options, update);
       writer.write_packed(job.name, packed.view()).throw_if_error();
+      release_pages(model.file(), job);
     }
     done_bytes += bytes;
   }
   for (const TensorInfo& tensor : dense) {
     if (writer.is_written(tensor.name)) continue;
     interrupt.check();
-    writer.write_dense(tensor.name, model.file().find(tensor.name).value()).throw_if_error();
+    const TensorView view = model.file().find(tensor.name).value();
+    writer.write_dense(tensor.name, view).throw_if_error();
+    release_pages(view);
   }
   writer.finish().throw_if_error();
 }
 
 Totals write(const ModelCheckpoint& model, const std::vector<Job>& jobs, const Options& options) {
+  return_large_blocks();
   Totals totals;
   const auto start = std::chrono::steady_clock::now();
   auto writer =

@@ -40,7 +40,7 @@ Status Awq::add(const std::string& name, const ConfigSection& config, std::strin
   if (!scales.ok()) return scales.status();
   const auto qzeros = layer_tensor(file_, name, ".qzeros", {"I32"});
   if (!qzeros.ok()) return qzeros.status();
-  if (qweight->shape.size() != 2) return check_shape(*qweight, {0, 0}, "[K, N/8]");
+  if (Status s = check_matrix(*qweight, "[K, N/8]"); !s.ok()) return s;
   ImportedLayer layer;
   layer.name = name;
   layer.k = qweight->shape[0];

@@ -81,7 +81,7 @@ Status Gptq::add(const std::string& name, const ConfigSection& config) {
   const auto qzeros = layer_tensor(file_, name, ".qzeros", {"I32"});
   if (!qzeros.ok()) return qzeros.status();
   const int per_word = codes_per_word(settings_.type);
-  if (qweight->shape.size() != 2) return check_shape(*qweight, {0, 0}, "[K·bits/32, N]");
+  if (Status s = check_matrix(*qweight, "[K·bits/32, N]"); !s.ok()) return s;
   ImportedLayer layer;
   layer.name = name;
   layer.n = qweight->shape[1];

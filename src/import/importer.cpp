@@ -60,6 +60,12 @@ Status check_shape(const TensorInfo& tensor, const std::vector<std::int64_t>& sh
                  fmt::join(tensor.shape, ", "));
 }
 
+Status check_matrix(const TensorInfo& tensor, std::string_view rule) {
+  if (tensor.shape.size() == 2) return {};
+  return failure(StatusCode::corrupt_data, "tensor {}: shape must be {}; got [{}]",
+                 in_quotes(tensor.name), rule, fmt::join(tensor.shape, ", "));
+}
+
 Status check_layer_size(const std::string& layer, std::int64_t n, std::int64_t k) {
   const Status status = check_size(n, k);
   if (status.ok()) return {};

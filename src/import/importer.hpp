@@ -64,6 +64,8 @@ Result<TensorInfo> layer_tensor(const SafetensorsFile& file, const std::string& 
 /// The tensor's shape must be `shape`; `rule` says why, e.g. "[G, N]".
 Status check_shape(const TensorInfo& tensor, const std::vector<std::int64_t>& shape,
                    std::string_view rule);
+/// The tensor must have two dimensions; `rule` says which, e.g. "[K, N/8]".
+Status check_matrix(const TensorInfo& tensor, std::string_view rule);
 /// N and K must be legal.
 Status check_layer_size(const std::string& layer, std::int64_t n, std::int64_t k);
 /// bits must be 4 or 8; `field` begins the message.
