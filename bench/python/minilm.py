@@ -14,6 +14,7 @@ import argparse
 import copy
 import importlib.util
 import json
+import os
 import pathlib
 import platform
 import re
@@ -87,14 +88,17 @@ def rank_correlation(a, b):
 
 
 def seconds(function, repeats, device):
-    times = []
+    """Medians of the wall time and of this process's CPU time. The latter is what counts where other
+    programs share the machine; pin the program to one core (taskset -c 0) to compare by it."""
+    wall, cpu = [], []
     for _ in range(repeats + 1):  # the first warms up
-        begin = time.perf_counter()
+        begin, cpu_begin = time.perf_counter(), time.process_time()
         function()
         if device == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:])
+        wall.append(time.perf_counter() - begin)
+        cpu.append(time.process_time() - cpu_begin)
+    return statistics.median(wall[1:]), statistics.median(cpu[1:])
 
 
 def linear_bytes(model):
@@ -149,18 +153,23 @@ def main():
     for name, model, quantize_s in variants:
         found = embed(model, tokenizer, texts, args.batch)
         cosine = (found * reference).sum(1)
-        many = seconds(lambda: embed(model, tokenizer, texts, args.batch), args.repeats, args.device)
-        one = seconds(lambda: embed(model, tokenizer, texts[:1], 1), 5 * args.repeats, args.device)
+        many, many_cpu = seconds(lambda: embed(model, tokenizer, texts, args.batch), args.repeats,
+                                 args.device)
+        one, one_cpu = seconds(lambda: embed(model, tokenizer, texts[:1], 1), 10 * args.repeats,
+                               args.device)
         rows.append({"model": name, "cosine_mean": float(cosine.mean()),
                      "cosine_min": float(cosine.min()),
                      "rank_correlation": rank_correlation(found, reference),
                      "sentences_per_s": len(texts) / many, "one_sentence_ms": one * 1e3,
+                     "sentences_per_cpu_s": len(texts) / many_cpu,
+                     "one_sentence_cpu_ms": one_cpu * 1e3,
                      "linear_mb": linear_bytes(model) / 1e6, "quantize_s": quantize_s})
         print(json.dumps(rows[-1]), flush=True)
     report = {"command": shlex.join(["bench/python/minilm.py", *sys.argv[1:]]),
               "commit": args.commit or commit(), "device": mixgemm.devices()[0]["name"]
               if args.device == "cpu" else torch.cuda.get_device_name(),
-              "threads": torch.get_num_threads(), "sentences": len(texts), "batch": args.batch,
+              "threads": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0)),
+              "load": os.getloadavg()[0], "sentences": len(texts), "batch": args.batch,
               "python": platform.python_version(), "torch": torch.__version__,
               "transformers": transformers.__version__, "mixgemm": mixgemm.version(), "rows": rows}
     if args.output:

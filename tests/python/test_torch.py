@@ -579,3 +579,24 @@ def test_bad_arguments_of_the_op(device):
             ({"alpha": float("inf")}, "alpha must be finite")):
         with pytest.raises(InvalidArgumentError, match=match):
             mt.matmul(**(good | change))
+
+
+@pytest.mark.transformers
+def test_a_transformers_model_generates(device):
+    """The README's example, on a small model with random weights: greedy tokens of the quantized
+    model are those of the dense model with the same (dequantized) weights."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(hidden_size=128, intermediate_size=192, num_hidden_layers=2,
+                                      num_attention_heads=4, num_key_value_heads=2, vocab_size=99,
+                                      tie_word_embeddings=False)
+    dense = transformers.LlamaForCausalLM(config).eval().to(device, torch.float32)
+    model = mt.quantize_model(copy.deepcopy(dense), 8, 32, progress=False)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, mt.Linear)}
+    assert len(layers) == 14 and type(model.lm_head) is torch.nn.Linear
+    for name, layer in layers.items():
+        dense.get_submodule(name).weight.data = layer.dequantize().float()
+    ids = torch.arange(1, 9, device=device)[None]
+    with torch.inference_mode():
+        close(model(ids).logits.half(), dense(ids).logits.double())
+        tokens = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert tokens.shape[1] > ids.shape[1]
