@@ -16,6 +16,7 @@ from ._errors import (CorruptDataError, DeviceError, Error, InternalError, Inval
                       VersionMismatchError)
 from ._files import Checkpoint, DenseTensor, load, save
 from ._gemm import devices, explain, kernels, matmul, plan, version
+from ._tune import tune
 from ._weights import QuantizedWeight, pack, quantize, quantize_packed, unpack
 
 __version__ = version()
@@ -24,5 +25,5 @@ __all__ = [
     "Checkpoint", "CorruptDataError", "DenseTensor", "DeviceError", "Error", "InternalError",
     "InvalidArgumentError", "IoError", "NotFoundError", "OutOfMemoryError", "PackedWeight", "Plan",
     "QuantizedWeight", "UnsupportedError", "VersionMismatchError", "devices", "explain", "kernels",
-    "load", "matmul", "pack", "plan", "quantize", "quantize_packed", "save", "unpack", "version",
+    "load", "matmul", "pack", "plan", "quantize", "quantize_packed", "save", "tune", "unpack", "version",
 ]

@@ -18,5 +18,6 @@ struct PlacedWeight {
 void bind_weight(nb::module_& m);      // weight.cpp
 void bind_gemm(nb::module_& m);        // gemm.cpp
 void bind_checkpoint(nb::module_& m);  // checkpoint.cpp
+void bind_tuning(nb::module_& m);      // tuning.cpp
 
 }  // namespace mixgemm::python

@@ -31,4 +31,5 @@ NB_MODULE(_core, m) {
   bind_weight(m);
   bind_gemm(m);
   bind_checkpoint(m);
+  bind_tuning(m);
 }
