@@ -12,38 +12,50 @@ namespace mixgemm::select {
 namespace {
 
 // Rates of the physics (docs/architecture.md, "What the hardware allows"), moved within what is
-// plausible to where the model's picks are fastest: fitted to 5,400 timings of 34 problems, f16 x
-// int4 g128, M = 1 .. 256, on an H100. Clocks are the SM's.
-constexpr double kL2BytesPerClk = 38;         // bulk copies from L2, per SM
-constexpr double kMulticastBytesPerClk = 46;  // delivered to an SM where a cluster shares a read
-constexpr double kStageLatencyClks = 700;     // from issuing a copy to its bytes, under load
-constexpr double kMulticastFactor = 1.12;     // CTAs that multicast run in lockstep
-constexpr double kStageClks = 48;             // barrier and pointer work per ring stage
-constexpr double kStoreBytesPerClk = 32;      // output tiles, per SM
-constexpr double kPartialBytesPerClk = 44;    // fp32 partial tiles through L2, per SM
-constexpr double kExchangeBytesPerClk = 44;   // the same through distributed shared memory
-constexpr double kEpilogueClks = 960;         // barriers and latency of an epilogue
-constexpr double kClusterSumClks = 4800;      // two cluster barriers
-constexpr double kWorkspaceSumClks = 660;     // flag written, seen, and the partial read back
+// plausible to where the model's picks are fastest: fitted to 4,200 timings of 88 problems, f16 x
+// int4 g128, M = 1 .. 4096, on an H100. Clocks are the SM's.
+constexpr double kL2BytesPerClk = 50;         // bulk copies from L2, per SM
+constexpr double kMulticastBytesPerClk = 50;  // delivered to an SM where a cluster shares a read
+constexpr double kStageLatencyClks = 2070;    // from issuing a copy to its bytes, under load
+constexpr double kMulticastFactor = 1.08;     // CTAs that multicast run in lockstep
+constexpr double kOutOfStepFactor = 1.05;     // stream_k: CTAs at different k share less in L2
+constexpr double kStageClks = 41;             // barrier and pointer work per ring stage
+constexpr double kStoreBytesPerClk = 64;      // output tiles, per SM
+constexpr double kPartialBytesPerClk = 59;    // fp32 partial tiles through L2, per SM
+constexpr double kExchangeBytesPerClk = 64;   // the same through distributed shared memory
+constexpr double kEpilogueClks = 1320;        // barriers and latency of an epilogue
+constexpr double kClusterSumClks = 3620;      // two cluster barriers
+constexpr double kWorkspaceSumClks = 1200;    // flag written, seen, and the partial read back
 // What a tiled kernel makes of HBM next to one that only reads (drafts at M = 16).
 constexpr double kTiledHbmInefficiency = 1.37;
-constexpr double kFixedUs = 2.45;  // launch, prologue, tensor-map fetch, first bytes
+constexpr double kSharedFixedUs = 2.38;  // where the next launch's CTAs fit beside this one's
+constexpr double kFixedUs = 1.5;         // launch, prologue, tensor-map fetch, first bytes
 
-// The streaming kernel (drafts on an H100: 1.33 x the floor at M = 1, 1.53 at 8).
-constexpr double kStreamingFixedUs = 2.1;
-constexpr double kStreamingInefficiency = 1.055;  // of the stream, next to a kernel that only reads
-constexpr double kStreamingIssueFactor = 1.9;     // clocks per instruction a scheduler
-constexpr double kStreamingSecondTile = 0.2;      // what a second tile of tokens adds to the math
-constexpr double kStreamingPassClks = 550;        // exchange of a pass's sums between warps
-constexpr double kStreamingClusterClks = 500;     // the same between CTAs
+// The streaming kernel. A warp waits for its data and for its own chain of MMAs far more than for
+// issue slots, so what counts is how long a warp takes for its share, in clocks.
+constexpr double kStreamingFixedUs = 0.5;   // wait for the launch before, first X, last store
+constexpr double kStreamingAloneUs = 1.04;  // more, where two launches don't fit on an SM: the fill
+constexpr double kStreamingInefficiency = 1;  // of the stream, next to a kernel that only reads
+constexpr double kStreamingChunkClks = 557;   // a chunk: wait, refill
+constexpr double kStreamingBlockClks = 86;    // a k-block of a pass: its longest chain of MMAs
+constexpr double kStreamingStripClks = 160;   // what each strip of the pass adds to that
+constexpr double kStreamingTokenFactor =
+    0.786;                                   // what a second tile of tokens adds to the two above
+constexpr double kStreamingXClks = 37;       // what X from TMA boxes adds to a k-block
+constexpr double kStreamingPassClks = 2340;  // exchange of a pass's sums between warps
+constexpr double kStreamingClusterClks = 2040;    // the same between CTAs
+constexpr double kStreamingSharedFactor = 0.654;  // clocks of a CTA's share that a second CTA adds
+constexpr double kStreamingOverlap = 0.173;       // of the lesser of stream and math, not hidden
 
 // The tensor core and the dequantizer of one SM. One step = 64 weight rows × 16 k of one warpgroup;
-// its MMA takes tile_m/2 clocks, of which 95 % can be had.
-constexpr double kMmaEfficiency = 0.95;
+// its MMA takes tile_m/2 clocks.
+constexpr double kMmaEfficiency = 0.99;
 /// Clocks from a step's codes to its fragments for one warpgroup: hidden only by other warpgroups.
-constexpr double kDequantLatencyClks = 65;
-/// Clocks of issue slots that a step takes, hidden by nothing but the tensor core.
-constexpr double kDequantIssueClks = 26;
+constexpr double kDequantLatencyClks = 56;
+/// Clocks of issue slots that a step takes.
+constexpr double kDequantIssueClks = 23;
+/// The share of dequantization that the MMAs don't hide.
+constexpr double kDequantExposed = 0.357;
 
 /// Relative cost of dequantization: measured for f16 and bf16 int4, counted in instructions for the
 /// others.
@@ -56,15 +68,13 @@ double dequant_weight(const KernelConfig& c) {
   return weight;
 }
 
-double norm3(double a, double b) { return std::cbrt(a * a * a + b * b * b); }
-
 /// Clocks in which every warpgroup of `ctas` CTAs on an SM advances by one ring stage.
 double math_clks_per_stage(const KernelConfig& c, int ctas) {
   const int warpgroups = c.consumer_warpgroups * ctas;
   const double mma = c.tile_m / 2.0 / kMmaEfficiency * warpgroups;
   const double dequant = std::max(kDequantLatencyClks, kDequantIssueClks * warpgroups);
   const double steps = rows_per_warpgroup(c) / 64.0 * (c.tile_k / 16.0);
-  return norm3(mma, dequant * dequant_weight(c)) * steps;
+  return (mma + kDequantExposed * dequant * dequant_weight(c)) * steps;
 }
 
 /// What of a kernel's cost doesn't depend on launch or problem.
@@ -103,19 +113,19 @@ double hbm_bytes(const KernelConfig& c, const LaunchConfig& l, const Problem& p,
   return w * bands + xy;
 }
 
-/// The streaming kernel: its bytes through HBM and L2, its instructions, and the exchange of sums.
+/// The streaming kernel: its bytes through HBM and L2, and how long its warps take for their share.
 Estimate evaluate_streaming(const KernelConfig& c, const LaunchConfig& l, const Problem& p,
                             const DeviceFacts& device) {
   const double clk_us = 1.0 / device.clock_mhz;
   const int resident = std::max(1, device.resident(c.ctas_per_sm, l.cluster_k));
   const launch::Geometry g = launch::geometry(c, l, p.m, p.n, p.k, resident);
   const double m = static_cast<double>(p.m), k = static_cast<double>(p.k);
-  // CTAs that an SM works off. Where a CTA does one pass, the hardware deals them out evenly.
+
+  // CTAs that fit on an SM, of this launch and the next, and CTAs that an SM works off.
+  const int fit = std::max(1, std::min(streaming_resident_ctas(c),
+                                       kSharedBytesPerSm / (g.smem_bytes + kReservedSharedBytes)));
   const double per_sm =
-      l.one_pass
-          ? std::max(1.0, static_cast<double>(g.grid_ctas) / static_cast<double>(device.num_sms))
-      : g.grid_ctas > device.num_sms ? c.ctas_per_sm
-                                     : 1;
+      std::max(1.0, static_cast<double>(g.grid_ctas) / static_cast<double>(device.num_sms));
 
   // The cluster with the most strips, and its passes.
   const double strips =
@@ -125,38 +135,38 @@ Estimate evaluate_streaming(const KernelConfig& c, const LaunchConfig& l, const 
   const double values = p.weight.zero == ZeroKind::none ? 2 : 4;
   const double strip_bytes =
       16 * (k * bits_of(c.weight) / 8 + (group == 0 ? 1 : k / group) * values);
-  const double cta_w = strips * strip_bytes / l.cluster_k * per_sm;
-  const double cta_x = passes * m * k * 2 / l.cluster_k * per_sm;
+  const double cta_bytes = (strips * strip_bytes + passes * m * k * 2) / l.cluster_k;
 
-  // Instructions of a strip and k-block: loads and masks, MMAs, and the scaling of sums.
-  const double token_tiles = std::ceil(m / 8);
-  const double flushes = c.quant == Quant::column ? 0 : c.fine_groups ? 4 : 1;
-  const double per_strip =
-      28 * dequant_weight(c) + 4 * token_tiles + flushes * (14 + 8 * token_tiles);
-  const double per_pass = 12 + 6 * token_tiles;
-  const double k_blocks = std::ceil(k / 64) / l.cluster_k;
-  // Waiting for a chunk, and issuing the copies of the one that takes its place.
-  const double per_chunk = 100;
-  const double chunks = k_blocks * 64 / c.tile_k;
-  const double instructions =
-      (k_blocks * (strips * per_strip + passes * per_pass) + chunks * passes * per_chunk) * per_sm;
+  // Clocks that one CTA takes, had it the SM for itself. A warp also multiplies the strips that a
+  // short pass lacks.
+  const double blocks = std::ceil(std::ceil(k / 64) / (streaming_warps(c) * l.cluster_k));
+  const double chunks = std::ceil(blocks * 64 / c.tile_k);
+  const double second_tile = 1 + kStreamingTokenFactor * (c.tile_m / 8 - 1);
+  const double crowd = streaming_warps(c) > 8 ? 1 + kStreamingSharedFactor : 1;
+  const double block_clks = (kStreamingBlockClks + kStreamingStripClks * (c.tile_n / 16.0)) *
+                                dequant_weight(c) * second_tile * crowd +
+                            (m > 2 ? kStreamingXClks * c.tile_m / 8 : 0);
+  const double cta_clks =
+      passes * (chunks * kStreamingChunkClks + blocks * block_clks + kStreamingPassClks + 4 * m);
+  double clks = cta_clks;
+  if (per_sm > 1) {
+    clks = fit == 1 ? std::ceil(per_sm) * cta_clks
+                    : std::max(1.0, per_sm / fit) * (1 + kStreamingSharedFactor) * cta_clks;
+  }
 
   Estimate e;
-  e.fixed_us = kStreamingFixedUs;
-  e.stream_us =
-      std::max(static_cast<double>(g.cluster_tiles) * strip_bytes, cta_w * device.num_sms * 0.5) /
-      device.dram_bytes_per_us * kStreamingInefficiency;
-  const double l2 = (cta_w + cta_x) / kL2BytesPerClk;
-  // Four schedulers. A second tile of tokens doubles the fragments in flight, not the warps that
-  // hide their latency.
-  const double math =
-      instructions / 4 * kStreamingIssueFactor * (1 + kStreamingSecondTile * (token_tiles - 1));
-  e.loop_us = std::max(l2, math) * clk_us;
-  e.bound = e.stream_us > e.loop_us ? "HBM" : math > l2 ? "math" : "L2";
-  e.output_us = passes * (kStreamingPassClks + 4 * m) * clk_us;
+  e.fixed_us = kStreamingFixedUs + (fit == 1 ? kStreamingAloneUs : 0);
+  // An SM that works on more CTAs than the others takes more of the bandwidth, up to what L2 gives.
+  const double total_bytes = static_cast<double>(g.cluster_tiles) * strip_bytes;
+  e.stream_us = total_bytes / device.dram_bytes_per_us * kStreamingInefficiency;
+  const double l2 = cta_bytes * (l.one_pass ? std::max(per_sm, std::ceil(per_sm / fit)) : per_sm) /
+                    kL2BytesPerClk;
+  e.loop_us = std::max(l2, clks) * clk_us;
+  e.bound = e.stream_us > e.loop_us ? "HBM" : clks > l2 ? "math" : "L2";
+  e.output_us = 0;
   e.reduce_us = l.cluster_k > 1 ? passes * kStreamingClusterClks * clk_us : 0;
   e.total_us = e.fixed_us + std::max(e.loop_us, e.stream_us) +
-               0.25 * std::min(e.loop_us, e.stream_us) + e.output_us + e.reduce_us;
+               kStreamingOverlap * std::min(e.loop_us, e.stream_us) + e.reduce_us;
   return e;
 }
 
@@ -208,8 +218,7 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
     stages = (tiles - static_cast<double>(g.stream_tiles)) / clusters * k_tiles +
              std::ceil(static_cast<double>(g.stream_tiles) * k_tiles / clusters);
     epilogues = std::ceil(tiles / clusters);
-    const double pieces =
-        std::min(3.0, 1 + std::ceil(clusters / static_cast<double>(g.stream_tiles)));
+    const double pieces = 1 + std::ceil(clusters / static_cast<double>(g.stream_tiles));
     sum_clks = kWorkspaceSumClks + partial_clks * pieces;
   } else {
     const double waves = std::ceil(tiles / static_cast<double>(g.clusters));
@@ -218,9 +227,10 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
     epilogues = c.schedule == Schedule::pingpong ? 1 : waves;
   }
   stages += 1;  // fill
+  if (g.stream_tiles > 0 && l.split_k == 1 && g.tiles_m > 1) stage_clks *= kOutOfStepFactor;
 
   Estimate e;
-  e.fixed_us = kFixedUs;
+  e.fixed_us = c.ctas_per_sm == 2 ? kSharedFixedUs : kFixedUs;
   e.stream_us = hbm_bytes(c, l, p, g.tiles_m) / device.dram_bytes_per_us * kTiledHbmInefficiency;
   e.loop_us = stages * stage_clks * clk_us;
   e.output_us = epilogues * (kEpilogueClks + cost.tile_bytes / kStoreBytesPerClk * per_sm) * clk_us;
@@ -266,21 +276,6 @@ int ring_depth(const KernelConfig& c, int deepest) {
   return std::min({stages, deepest, kMaxStages});
 }
 
-/// Streaming: as deep as a warp's share of the weights, so that all of it is on its way before the
-/// activations are there, unless that would keep the next launch from sharing the SM.
-int streaming_ring_depth(const KernelConfig& c, const LaunchConfig& l, const Problem& p,
-                         const DeviceFacts& device, int deepest) {
-  const std::int64_t clusters = std::max(1, device.resident(c.ctas_per_sm, l.cluster_k));
-  const std::int64_t strips = (layout::num_strips(p.n) + clusters - 1) / clusters;
-  const std::int64_t passes =
-      l.one_pass ? 1 : (strips * layout::kStripRows + c.tile_n - 1) / c.tile_n;
-  const std::int64_t split = streaming_warps(c) * l.cluster_k;
-  const std::int64_t blocks = (layout::num_k_blocks(p.k) + split - 1) / split;
-  const std::int64_t chunk = c.tile_k / layout::kBlockK;
-  const std::int64_t chunks = passes * ((blocks + chunk - 1) / chunk);
-  return static_cast<int>(std::clamp<std::int64_t>(chunks, std::min(2, deepest), deepest));
-}
-
 template <class Visit>
 void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts& device,
                      const Visit& visit) {
@@ -290,13 +285,16 @@ void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts&
   const std::int64_t k_tiles = (p.k + c.tile_k - 1) / c.tile_k;
   const bool likely_tma = p.k % 8 == 0;  // rows of X are rarely padded
   if (c.schedule == Schedule::streaming) {
-    for (const auto& [ways, one_pass] :
-         {std::pair{1, false}, {1, true}, {2, false}, {2, true}, {4, false}}) {
-      LaunchConfig l;
-      l.cluster_k = ways;
-      l.one_pass = one_pass;
-      l.stages = streaming_ring_depth(c, l, p, device, deepest);
-      if (why_unfit(c, l, p, device, likely_tma) == nullptr) visit(l);
+    // Deeper rings were never faster on an H100: they leave the next launch's weights no room.
+    for (const int stages : {2, 3}) {
+      for (const auto& [ways, one_pass] :
+           {std::pair{1, false}, {1, true}, {2, false}, {2, true}, {4, false}}) {
+        LaunchConfig l;
+        l.cluster_k = ways;
+        l.one_pass = one_pass;
+        l.stages = stages;
+        if (why_unfit(c, l, p, device, likely_tma) == nullptr) visit(l);
+      }
     }
     return;
   }
