@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <csignal>
 #include <exception>
 #include <new>
 
@@ -28,6 +29,8 @@ int report(const std::string& command, ExitCode code, const std::string& message
 }  // namespace
 
 int main(int argc, char** argv) {
+  // Past the limit on file sizes a write fails instead, and what is half-written is removed.
+  std::signal(SIGXFSZ, SIG_IGN);
   CLI::App app(
       "mixgemm: 16-bit activations times 4- and 8-bit weights.\n"
       "Quantizes and packs checkpoints, looks into them, multiplies with them, measures.",

@@ -27,6 +27,8 @@ import tomllib
 import static_checks
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# What the cost of a kernel set depends on, as git's path patterns.
+MAKES_KERNELS = ("kernels", "tools/generate_kernels.py", "cmake/cuda.cmake", ":(exclude)*.md")
 
 
 def two_cores_s(cpu_times):
@@ -102,7 +104,7 @@ def over_budget(figures, budget):
 
 
 def changed_since(revision):
-    result = subprocess.run(["git", "diff", "--quiet", revision, "--", "kernels", "tools"],
+    result = subprocess.run(["git", "diff", "--quiet", revision, "--", *MAKES_KERNELS],
                             cwd=ROOT, check=False)
     return result.returncode != 0  # an unknown revision counts as a change
 
@@ -115,11 +117,11 @@ def main(arguments=None):
                         help="scratch build directory, emptied first and kept (default: temporary)")
     parser.add_argument("-j", "--jobs", type=int, default=os.cpu_count(), metavar="N")
     parser.add_argument("--if-changed", metavar="REVISION",
-                        help="do nothing when kernels/ and tools/ are as in this git revision")
+                        help="do nothing when kernels and generator are as in this git revision")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args(arguments)
     if options.if_changed and not changed_since(options.if_changed):
-        print(f"check_budget: kernels/ and tools/ are as in {options.if_changed}; not built")
+        print(f"check_budget: kernels and generator are as in {options.if_changed}; not built")
         return 0
     with open(ROOT / "kernels/manifest.toml", "rb") as file:
         budget = tomllib.load(file)["budget"]

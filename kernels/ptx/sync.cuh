@@ -113,4 +113,11 @@ __device__ __forceinline__ std::uint64_t ld_acquire_gpu(const std::uint64_t* fla
   return value;
 }
 
+/// Nanoseconds of a clock that all SMs share; it advances in steps of up to a microsecond.
+__device__ __forceinline__ std::uint64_t globaltimer_ns() {
+  std::uint64_t ns;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
+  return ns;
+}
+
 }  // namespace mixgemm::ptx

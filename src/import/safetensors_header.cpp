@@ -340,21 +340,20 @@ Result<SafetensorsHeader> parse_safetensors_header(std::string_view json, std::u
 std::string format_safetensors_header(const std::vector<TensorInfo>& tensors,
                                       const std::map<std::string, std::string>& metadata) {
   // Written piece by piece: the order of the keys is part of "same input, same bytes".
-  const auto text = [](std::string_view value) { return nlohmann::json(value).dump(); };
   std::string out = "{";
   if (!metadata.empty()) {
     out += "\"__metadata__\":{";
     for (const auto& [key, value] : metadata) {
       if (out.back() != '{') out += ',';
-      out += text(key) + ':' + text(value);
+      out += to_json_string(key) + ':' + to_json_string(value);
     }
     out += '}';
   }
   for (const TensorInfo& tensor : tensors) {
     if (out.back() != '{') out += ',';
-    out +=
-        fmt::format(R"({}:{{"dtype":{},"shape":[{}],"data_offsets":[{},{}]}})", text(tensor.name),
-                    text(tensor.dtype), fmt::join(tensor.shape, ","), tensor.begin, tensor.end);
+    out += fmt::format(R"({}:{{"dtype":{},"shape":[{}],"data_offsets":[{},{}]}})",
+                       to_json_string(tensor.name), to_json_string(tensor.dtype),
+                       fmt::join(tensor.shape, ","), tensor.begin, tensor.end);
   }
   out += '}';
   return out;
@@ -378,20 +377,14 @@ Result<std::unordered_map<std::string, std::string>> parse_safetensors_index(
 
 std::string format_safetensors_index(const std::map<std::string, std::string>& files_of_tensors,
                                      std::uint64_t total_bytes) {
-  nlohmann::ordered_json index;
-  index["metadata"]["total_size"] = total_bytes;
-  index["weight_map"] = files_of_tensors;
-  return index.dump(2) + "\n";
-}
-
-bool is_utf8(std::string_view text) {
-  // The JSON library's own check, which format_safetensors_header relies on.
-  try {
-    static_cast<void>(nlohmann::json(text).dump());
-    return true;
-  } catch (const nlohmann::json::type_error&) {
-    return false;
+  std::string out =
+      fmt::format("{{\n  \"metadata\": {{\n    \"total_size\": {}\n  }},\n", total_bytes);
+  out += "  \"weight_map\": {";
+  for (const auto& [tensor, file] : files_of_tensors) {
+    out += fmt::format("{}\n    {}: {}", out.back() == '{' ? "" : ",", to_json_string(tensor),
+                       to_json_string(file));
   }
+  return out + "\n  }\n}\n";
 }
 
 }  // namespace mixgemm

@@ -48,7 +48,4 @@ Result<std::unordered_map<std::string, std::string>> parse_safetensors_index(
 std::string format_safetensors_index(const std::map<std::string, std::string>& files_of_tensors,
                                      std::uint64_t total_bytes);
 
-/// Whether the text is well-formed UTF-8.
-bool is_utf8(std::string_view text);
-
 }  // namespace mixgemm

@@ -10,6 +10,7 @@
 
 #include "import/crc32c.hpp"
 #include "import/errors.hpp"
+#include "import/json_reader.hpp"
 #include "import/output_file.hpp"
 #include "import/safetensors_header.hpp"
 #include "mixgemm/checkpoint.hpp"

@@ -3,6 +3,7 @@
 #include <cuda_fp16.h>
 
 #include "gpu_kernels.hpp"
+#include "ptx/sync.cuh"
 
 namespace mixgemm::gpu_test {
 namespace {
@@ -238,20 +239,18 @@ __global__ void check_bytes_kernel(const std::uint8_t* bytes, std::size_t count,
 
 __global__ void late_copy_kernel(std::uint16_t* target, const std::uint16_t* source,
                                  std::size_t count, int sleep_us) {
-  asm volatile("griddepcontrol.launch_dependents;");
-  std::uint64_t begin, now;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
+  ptx::griddepcontrol_launch_dependents();
+  const std::uint64_t begin = ptx::globaltimer_ns();
   do {
     __nanosleep(1000);
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-  } while (now - begin < static_cast<std::uint64_t>(sleep_us) * 1000);
+  } while (ptx::globaltimer_ns() - begin < static_cast<std::uint64_t>(sleep_us) * 1000);
   for (std::size_t i = blockIdx.x * static_cast<std::size_t>(blockDim.x) + threadIdx.x; i < count;
        i += static_cast<std::size_t>(gridDim.x) * blockDim.x) {
     target[i] = source[i];
   }
 }
 
-__global__ void trap_kernel() { asm volatile("trap;"); }
+__global__ void trap_kernel() { __trap(); }
 
 }  // namespace
 

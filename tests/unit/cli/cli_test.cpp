@@ -461,6 +461,16 @@ TEST_F(Cli, BenchRefusesWrongShapes) {
                  {"no_folder"});
 }
 
+TEST_F(Cli, AFileBeyondTheSizeLimitLeavesNothingBehind) {
+  const std::string model = write_model();
+  const Outcome outcome = run({"quantize", model, "-o", path("q.safetensors")}, "", "ulimit -f 2;");
+  EXPECT_EQ(outcome.exit_code, 4) << outcome.err;
+  EXPECT_THAT(outcome.err, HasSubstr("q.safetensors"));
+  for (const auto& entry : fs::directory_iterator(path(""))) {
+    EXPECT_THAT(entry.path().filename().string(), testing::Not(HasSubstr("q.safetensors")));
+  }
+}
+
 TEST_F(Cli, AFullDiskUnderStandardOutputIsAnError) {
   const Outcome outcome = run({"info"}, "/dev/full");
   EXPECT_EQ(outcome.exit_code, 4);
