@@ -7,6 +7,7 @@ Reading and writing an array's memory goes through DLPack and is the same for al
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Callable, Tuple
 
 import numpy as np
@@ -48,6 +49,11 @@ class NumPy:
         return out
 
     @staticmethod
+    def on_device(ordinal: int | None) -> AbstractContextManager[Any]:
+        """Makes the arrays' device the library's current one: PyTorch exports no other's arrays."""
+        return nullcontext()
+
+    @staticmethod
     def current_stream(array: Any, ordinal: int) -> int:
         return 0  # the legacy default stream
 
@@ -65,6 +71,10 @@ class Torch(NumPy):
     @staticmethod
     def empty(shape: tuple[int, ...], like: Any) -> Any:
         return like.new_empty(shape)
+
+    @staticmethod
+    def on_device(ordinal: int | None) -> AbstractContextManager[Any]:
+        return nullcontext() if ordinal is None else sys.modules["torch"].cuda.device(ordinal)
 
     @staticmethod
     def current_stream(array: Any, ordinal: int) -> int:

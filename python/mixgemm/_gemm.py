@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _core
 from ._errors import InvalidArgumentError
-from ._frameworks import (cuda_ordinal, framework_of, is_numpy_bf16, stream_handle)
+from ._frameworks import Jax, cuda_ordinal, framework_of, is_numpy_bf16, stream_handle
 from ._weights import dtype_name
 
 
@@ -61,13 +61,16 @@ def matmul(x: Any, packed: _core.PackedWeight, bias: Any = None, epilogue: str |
         if len(shape) == 0:
             raise InvalidArgumentError(f"x must have shape [..., K = {packed.k}]; got ()")
         out = framework.empty((*shape[:-1], packed.n), x)
+    elif framework_of(out) is Jax:
+        raise TypeError("out can't be a JAX array, which doesn't change once it is made")
     bf16 = is_numpy_bf16(x)
     arrays = [x, out, bias, residual]
     if bf16:
         arrays = [a.view(np.uint16) if is_numpy_bf16(a) else a for a in arrays]
-    _core.matmul(arrays[0], packed, *arrays[1:], epilogue or "none", alpha, handle,
-                 framework.workspace(x),
-                 _core.Options(kernel, num_threads, deterministic, batch_invariant), pdl, bf16)
+    with framework.on_device(ordinal):
+        _core.matmul(arrays[0], packed, *arrays[1:], epilogue or "none", alpha, handle,
+                     framework.workspace(x),
+                     _core.Options(kernel, num_threads, deterministic, batch_invariant), pdl, bf16)
     return framework.finish(out, ordinal, handle) if made else out
 
 
