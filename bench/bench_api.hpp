@@ -12,6 +12,7 @@
 
 #include "mixgemm/gemm.hpp"
 #include "mixgemm/status.hpp"
+#include "mixgemm/tuning.hpp"
 #include "mixgemm/types.hpp"
 
 namespace mixgemm::bench {
@@ -82,6 +83,44 @@ inline constexpr int kHangExitCode = 86;
 /// Benchmark on the CPU, with a dense fp32 product of a BLAS found at run time as the baseline
 /// (keys blas, blas_f32_us, speedup_over_blas after the common ones). Mode::gemm only.
 Result<Summary> run_cpu(const Options& options, const Callbacks& callbacks);
+
+/// A layer to tune, with the format of its weight (scale_type is set from the activation type).
+struct TuneLayer {
+  Shape shape;
+  QuantSpec spec;
+};
+
+/// One run of tuning.
+struct TuneRun {
+  Device device = Device::cpu;
+  std::vector<TuneLayer> layers;
+  std::vector<std::int64_t> tokens;
+  std::vector<DataType> acts = {DataType::f16};
+  double seconds = 2.5;  ///< for one problem
+  bool pdl = true;       ///< CUDA: programmatic dependent launch
+  bool force = false;    ///< measure what the cache already has, too
+  double timeout_s = 120;
+};
+
+/// All may be empty. `entry` and `failed` follow each problem.
+struct TuneCallbacks {
+  std::function<void(double fraction, const std::string& what)> progress;
+  std::function<void(const Shape& shape, const TuningEntry& entry)> entry;
+  std::function<void(const Shape& shape, const Problem& problem, const Status& why)> failed;
+  std::function<bool()> stop;
+};
+
+struct TuneSummary {
+  int tuned = 0;
+  int known = 0;   ///< were in the cache before
+  int failed = 0;  ///< no candidate could be measured
+  bool stopped = false;
+};
+
+/// Tunes every layer × activation type × M that `cache` doesn't have for this device and library,
+/// and adds what it finds, problem by problem. Fails where the device as a whole does.
+Result<TuneSummary> run_tune(const TuneRun& run, TuningCache& cache,
+                             const TuneCallbacks& callbacks);
 
 /// One measured GEMM: the keys of bench/results/README.md. Times in µs; a negative time or error
 /// means "not measured" and becomes null.

@@ -9,6 +9,7 @@
 
 #include "bench_api.hpp"
 #include "command.hpp"
+#include "layers.hpp"
 
 namespace mixgemm::cli {
 namespace {
@@ -26,26 +27,6 @@ struct Options {
   std::string output;
   bool json = false;
 };
-
-std::vector<bench::Shape> select_shapes(const Options& options) {
-  const auto all =
-      options.shapes.empty() ? bench::default_shapes() : bench::load_shapes(options.shapes).value();
-  if (options.layers.empty()) return all;
-  std::vector<bench::Shape> chosen;
-  for (const auto& name : options.layers) {
-    const auto before = chosen.size();
-    for (const auto& shape : all) {
-      if (shape.layer == name) chosen.push_back(shape);
-    }
-    if (chosen.size() == before) {
-      std::vector<std::string> names;
-      for (const auto& shape : all) names.push_back(shape.layer);
-      throw Error(StatusCode::not_found,
-                  fmt::format("--layer must be one of {}; got {}", fmt::join(names, ", "), name));
-    }
-  }
-  return chosen;
-}
 
 /// Appends rows as they come, so that an interrupted run keeps what it measured.
 class RowFile {
@@ -98,15 +79,8 @@ int run_bench(Options options) {
   wanted.mode = options.mode == "chain"       ? bench::Mode::chain
                 : options.mode == "host-cost" ? bench::Mode::host_cost
                                               : bench::Mode::gemm;
-  wanted.shapes = select_shapes(options);
-  wanted.acts.clear();
-  for (const auto& act : options.acts) {
-    if (act != "fp16" && act != "bf16") {
-      throw Error(StatusCode::invalid_argument,
-                  fmt::format("--act must be fp16, bf16 or both; got {}", act));
-    }
-    wanted.acts.push_back(parse_act(act));
-  }
+  wanted.shapes = select_shapes(options.shapes, options.layers);
+  wanted.acts = parse_acts(options.acts);
   wanted.weight = options.spec.type;
   wanted.group = options.spec.group_size;
   wanted.zero = options.spec.zero;
@@ -169,6 +143,7 @@ void register_bench(CLI::App& app, Selected& selected) {
   command.flag("--no-baselines", options->no_baselines, "Don't time the dense product");
   command.text("-o,--output", options->output, "Append the rows to this file, one a line");
   command.threads(options->bench.num_threads);
+  command.tuning();
   command.json(options->json, "Print the rows as JSON lines instead of a table");
   command.runs([=] { return run_bench(*options); });
 }

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <map>
 
+#include "mixgemm/tuning.hpp"
 #include "util/half.hpp"
 #include "util/parallel.hpp"
 
@@ -57,6 +58,16 @@ Command::Command(CLI::App& app, Selected& selected, const std::string& name,
 
 void Command::operand(const std::string& name, std::string& target, const std::string& help) {
   app_->add_option(name, target, help)->required();
+}
+
+void Command::operands(const std::string& name, std::vector<std::string>& target,
+                       const std::string& help) {
+  app_->add_option(name, target, help)->required();
+}
+
+void Command::action(const std::string& name, std::string& target,
+                     const std::vector<std::string>& choices, const std::string& help) {
+  app_->add_option(name, target, help)->required()->check(CLI::IsMember(choices));
 }
 
 void Command::flag(const std::string& name, bool& target, const std::string& help) {
@@ -155,10 +166,20 @@ void Command::device(Device& target) {
 
 bool Command::given(const std::string& name) const { return app_->count(name) > 0; }
 
+void Command::tuning() {
+  tuning_ = std::make_shared<std::string>();
+  app_->add_option("--tuning", *tuning_,
+                   "Tuning caches to consult, separated by ':', or off [MIXGEMM_TUNING]");
+}
+
 void Command::runs(std::function<int()> body) {
-  app_->callback([&selected = selected_, name = name_, body = std::move(body)] {
+  app_->callback([&selected = selected_, name = name_, tuning = tuning_, body = std::move(body)] {
     selected.name = name;
-    selected.run = body;
+    selected.run = [=] {
+      // A cache that can't be read has been warned of, and is no reason not to go on.
+      if (tuning && !tuning->empty()) (void)set_tuning(*tuning).ok();
+      return body();
+    };
   });
 }
 
@@ -201,10 +222,21 @@ void ProgressLine::update(double fraction, const std::string& what) {
   const double now = now_seconds();
   if (now - last_seconds_ < 0.05) return;
   last_seconds_ = now;
+  if (start_seconds_ < 0) {
+    start_seconds_ = now;
+    start_fraction_ = fraction;
+  }
+  std::string left;
+  const double elapsed = now - start_seconds_, covered = fraction - start_fraction_;
+  constexpr double kMinSeconds = 3;  // before that the guess is worth nothing
+  if (elapsed > kMinSeconds && covered > 0.005) {
+    const int seconds = static_cast<int>(elapsed / covered * (1 - fraction) + 0.5);
+    left = fmt::format("{}:{:02} left  ", seconds / 60, seconds % 60);
+  }
   constexpr int kWidth = 24;
   const int full = static_cast<int>(std::clamp(fraction, 0.0, 1.0) * kWidth);
-  fmt::print(stderr, "\r\033[K[{}{}] {:3.0f} %  {}", std::string(full, '#'),
-             std::string(kWidth - full, ' '), 100.0 * fraction, what);
+  fmt::print(stderr, "\r\033[K[{}{}] {:3.0f} %  {}{}", std::string(full, '#'),
+             std::string(kWidth - full, ' '), 100.0 * fraction, left, what);
   std::fflush(stderr);
   drawn_ = true;
 }
@@ -233,8 +265,10 @@ InterruptGuard::~InterruptGuard() {
 }
 
 void InterruptGuard::check() const {
-  if (interrupt_requested != 0) throw Interrupted();
+  if (requested()) throw Interrupted();
 }
+
+bool InterruptGuard::requested() const { return interrupt_requested != 0; }
 
 std::string describe(const QuantSpec& spec) {
   std::string text(to_string(spec.type));

@@ -57,6 +57,11 @@ class Command {
 
   /// A required operand.
   void operand(const std::string& name, std::string& target, const std::string& help);
+  /// One operand or more, the last on the command line.
+  void operands(const std::string& name, std::vector<std::string>& target, const std::string& help);
+  /// An operand that is one of `choices`.
+  void action(const std::string& name, std::string& target, const std::vector<std::string>& choices,
+              const std::string& help);
   void flag(const std::string& name, bool& target, const std::string& help);
   void text(const std::string& name, std::string& target, const std::string& help,
             Need need = Need::optional);
@@ -79,6 +84,8 @@ class Command {
   void quant_spec(QuantSpec& target);
   void act(std::optional<DataType>& target, const std::string& help);
   void device(Device& target);
+  /// --tuning, in force once the command runs: the syntax of MIXGEMM_TUNING.
+  void tuning();
 
   /// Whether the option was given, once the parse is done.
   bool given(const std::string& name) const;
@@ -89,6 +96,7 @@ class Command {
   Selected& selected_;
   std::string name_;
   CLI::App* app_;
+  std::shared_ptr<std::string> tuning_;  // what --tuning was given
 };
 
 void register_info(CLI::App& app, Selected& selected);
@@ -100,6 +108,9 @@ void register_verify(CLI::App& app, Selected& selected);
 void register_compare(CLI::App& app, Selected& selected);
 void register_run(CLI::App& app, Selected& selected);
 void register_bench(CLI::App& app, Selected& selected);
+void register_tune(CLI::App& app, Selected& selected);
+void register_tuning(CLI::App& app, Selected& selected);
+void register_explain(CLI::App& app, Selected& selected);
 
 /// Writes to standard output; a failure there (a full disk, a closed pipe) is an io_error.
 void print(const std::string& text);
@@ -117,7 +128,8 @@ class Table {
   std::vector<std::vector<std::string>> rows_;
 };
 
-/// A progress line on standard error, drawn only when that is a terminal. Thread-safe.
+/// A progress line with the time left on standard error, drawn only when that is a terminal.
+/// Thread-safe.
 class ProgressLine {
  public:
   ProgressLine();
@@ -133,6 +145,8 @@ class ProgressLine {
   bool enabled_ = false;
   bool drawn_ = false;
   double last_seconds_ = -1.0;
+  double start_seconds_ = -1.0;
+  double start_fraction_ = 0.0;
 };
 
 /// Thrown by InterruptGuard::check().
@@ -147,6 +161,7 @@ class InterruptGuard {
   InterruptGuard(const InterruptGuard&) = delete;
   InterruptGuard& operator=(const InterruptGuard&) = delete;
   void check() const;
+  bool requested() const;
 };
 
 /// "int4 g128", "int8 per column, integer zeros", …

@@ -53,6 +53,7 @@ int run_info(bool json) {
 void register_info(CLI::App& app, Selected& selected) {
   auto json = std::make_shared<bool>(false);
   Command command(app, selected, "info", "Version, build, and the devices found here");
+  command.tuning();
   command.json(*json);
   command.runs([=] { return run_info(*json); });
 }

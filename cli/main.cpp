@@ -51,6 +51,9 @@ int main(int argc, char** argv) {
   register_compare(app, selected);
   register_run(app, selected);
   register_bench(app, selected);
+  register_tune(app, selected);
+  register_tuning(app, selected);
+  register_explain(app, selected);
 
   std::vector<std::string> names;
   for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());

@@ -175,6 +175,7 @@ void register_run(CLI::App& app, Selected& selected) {
   command.flag("--check", options->check, "Compare Y with the fp64 oracle");
   command.flag("--explain", options->explain, "Say which kernel was chosen, and why");
   command.threads(options->num_threads);
+  command.tuning();
   command.json(options->json);
   command.runs([=] { return run_run(*options); });
 }

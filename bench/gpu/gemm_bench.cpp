@@ -321,9 +321,11 @@ GemmBench::Json GemmBench::measure(const Measurement& what) {
   });
 
   try {
-    floor = &floors(shape_, spec_.type);
-    row.floor_us = floor->with_pdl.us;
-    row.ideal_us = ideal_us(what.m, shape_.n, shape_.k, row.floor_us);
+    if (what.floor) {
+      floor = &floors(shape_, spec_.type);
+      row.floor_us = floor->with_pdl.us;
+      row.ideal_us = ideal_us(what.m, shape_.n, shape_.k, row.floor_us);
+    }
     dense_product = &dense(what.m);
     row.cublas_us = dense_product->us;
     if (cublas_) row.rel_err_cublas = dense_product->error.relative;

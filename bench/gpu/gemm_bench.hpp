@@ -34,6 +34,7 @@ struct Measurement {
   std::string kernel = {};  ///< kernel or configuration id; empty: what the plan picks
   bool pdl = true;
   Protocol protocol = {};
+  bool floor = true;  ///< the row has the streaming floor, which is timed once a layer
 };
 
 class GemmBench {

@@ -31,16 +31,20 @@ Summary run_gemms(const Options& options, const Callbacks& callbacks) {
                     fmt::format("{} {}: weights and reference", shape.layer, act_name(act)));
       bench.load(shape, spec, max_m);
       for (const std::int64_t m : options.tokens) {
-        rows.progress(done / total, fmt::format("{} {} M={}", shape.layer, act_name(act), m));
         std::vector<std::string> kernels = {options.kernel};
         if (options.all_configs) kernels = configurations(bench.problem(m), options.kernel);
+        // The plan's own pick stands beside them, marked as such.
+        if (options.all_configs && options.kernel.empty()) kernels.insert(kernels.begin(), "");
         if (kernels.empty()) {
           throw Error(StatusCode::not_found,
                       fmt::format("no kernel of this build fits {} M={} {} and matches \"{}\"",
                                   shape.layer, m, act_name(act), options.kernel));
         }
-        for (const std::string& kernel : kernels) {
-          rows.add(bench.measure({.m = m, .kernel = kernel, .pdl = options.pdl}));
+        for (std::size_t i = 0; i < kernels.size(); ++i) {
+          const double part = static_cast<double>(i) / static_cast<double>(kernels.size());
+          rows.progress((done + part) / total,
+                        fmt::format("{} {} M={}", shape.layer, act_name(act), m));
+          rows.add(bench.measure({.m = m, .kernel = kernels[i], .pdl = options.pdl}));
         }
         ++done;
       }

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/statistics.hpp"
 #include "mixgemm/types.hpp"
 #include "util/half.hpp"
 #include "util/parallel.hpp"
@@ -66,6 +67,7 @@ class Timer {
     samples_.push_back((now_us() - start) / static_cast<double>(num_calls_));
   }
   double median_us() const { return median(samples_); }
+  Spread spread_us() const { return spread_of(samples_); }
 
  private:
   Call call_;

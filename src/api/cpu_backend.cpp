@@ -19,6 +19,7 @@
 #include "api/plan_impl.hpp"
 #include "cpu/blas.hpp"
 #include "cpu/cpu_gemm.hpp"
+#include "select/explain.hpp"
 #include "tuning/active.hpp"
 #include "util/log.hpp"
 #include "util/parallel.hpp"
@@ -60,6 +61,32 @@ std::vector<std::string> kernel_ids() {
   return ids;
 }
 
+/// Every method for a problem, `picked` among them: first what is chosen untuned, last what can't
+/// run.
+std::vector<PlanCandidate> list_candidates(const Problem& problem, int num_threads,
+                                           const std::string& picked) {
+  const auto tuned = tuning::find(tuning_device(), problem);
+  const Method untuned = cpu::choose(problem);
+  std::vector<PlanCandidate> candidates;
+  for (const bool chosen : {true, false}) {
+    for (const Method method : kMethods) {
+      if ((method == untuned) != chosen) continue;
+      PlanCandidate c;
+      c.config = make_config_id(kernel_id_of(problem, method), problem, num_threads);
+      c.picked = c.config == picked;
+      if (tuned && tuned->config == c.config) c.tuned_us = tuned->us;
+      if (tuned && tuned->model_config == c.config) c.tuned_us = tuned->model_us;
+      if (method == Method::blas && problem.batch_invariant) {
+        c.why_not = "a BLAS sums in an order that depends on M: not batch invariant";
+      } else if (method == Method::blas && !cpu::blas_available()) {
+        c.why_not = "it needs a BLAS: " + cpu::blas_description();
+      }
+      candidates.push_back(std::move(c));
+    }
+  }
+  return candidates;
+}
+
 class CpuPlan final : public Plan::Impl {
  public:
   CpuPlan(const Problem& problem, Method method, int num_threads, std::string why)
@@ -73,16 +100,18 @@ class CpuPlan final : public Plan::Impl {
   std::string explain() const override {
     const Problem& p = problem();
     return fmt::format(
-        "kernel         {}\n"
-        "configuration  {}\n"
-        "why            {}\n"
-        "problem        M={} N={} K={} act={} weight={} zero={} group_size={} scales={}\n"
-        "runs on        {} threads, SIMD target {}{}\n"
-        "workspace      {} bytes\n",
-        kernel_id(), config_id(), why_, p.m, p.n, p.k, to_string(p.act), to_string(p.weight.type),
-        to_string(p.weight.zero), p.weight.group_size, to_string(p.weight.scale_type), num_threads_,
-        cpu::simd_target(), method_ == Method::blas ? ", BLAS " + cpu::blas_description() : "",
-        workspace_bytes());
+               "kernel         {}\n"
+               "configuration  {}\n"
+               "why            {}\n"
+               "problem        M={} N={} K={} act={} weight={} zero={} group_size={} scales={}\n"
+               "runs on        {} threads, SIMD target {}{}\n"
+               "workspace      {} bytes\n",
+               kernel_id(), config_id(), why_, p.m, p.n, p.k, to_string(p.act),
+               to_string(p.weight.type), to_string(p.weight.zero), p.weight.group_size,
+               to_string(p.weight.scale_type), num_threads_, cpu::simd_target(),
+               method_ == Method::blas ? ", BLAS " + cpu::blas_description() : "",
+               workspace_bytes()) +
+           select::format_candidates(list_candidates(p, num_threads_, config_id()));
   }
 
   Status run(const RunArgs& args) const override {
@@ -236,31 +265,7 @@ Result<Plan> plan(const Problem& problem, const PlanOptions& options) {
 Result<std::vector<PlanCandidate>> plan_candidates(const Problem& problem) {
   const auto picked = mixgemm::plan(problem);
   if (!picked) return picked.status();
-  const auto tuned = tuning::find(tuning_device(), problem);
-  std::vector<PlanCandidate> candidates;
-  for (const Method method : kMethods) {
-    PlanCandidate c;
-    c.config = make_config_id(kernel_id_of(problem, method), problem, default_num_threads());
-    c.picked = c.config == picked->config_id();
-    if (tuned && tuned->config == c.config) c.tuned_us = tuned->us;
-    if (tuned && tuned->model_config == c.config) c.tuned_us = tuned->model_us;
-    if (method == Method::blas && problem.batch_invariant) {
-      c.why_not = "a BLAS sums in an order that depends on M: not batch invariant";
-    } else if (method == Method::blas && !cpu::blas_available()) {
-      c.why_not = "it needs a BLAS: " + cpu::blas_description();
-    }
-    candidates.push_back(std::move(c));
-  }
-  // What the plan would pick without tuning comes first, what is out last.
-  const auto order = [&](const PlanCandidate& c) {
-    const bool default_pick =
-        kernel_id_of(problem, cpu::choose(problem)) == c.config.substr(0, c.config.find('@'));
-    return !c.why_not.empty() ? 2 : default_pick ? 0 : 1;
-  };
-  std::stable_sort(
-      candidates.begin(), candidates.end(),
-      [&](const PlanCandidate& a, const PlanCandidate& b) { return order(a) < order(b); });
-  return candidates;
+  return list_candidates(problem, default_num_threads(), picked->config_id());
 }
 
 const TuningDevice& tuning_device() {

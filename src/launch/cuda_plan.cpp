@@ -30,8 +30,10 @@
 namespace mixgemm::cuda {
 namespace {
 
-/// Candidates kept from a ranking: the first that the device can hold is taken, the others explain.
+/// Candidates kept from a ranking: the first that the device can hold is taken.
 constexpr std::size_t kKept = 6;
+/// Candidates that explain() shows.
+constexpr std::size_t kExplained = 12;
 
 /// A tag that no other launch of this process has, and no poisoned or stale workspace is likely to
 /// hold: kernels mark their partial sums with it. Never 0, which means "not written".
