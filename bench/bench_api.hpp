@@ -163,4 +163,38 @@ std::string_view commit();
 /// The table for a person that ends a run: one line per row, gemm, chain and host-cost rows apart.
 std::string format_table(const std::vector<nlohmann::ordered_json>& rows);
 
+/// Rows of a file of bench/results, in its order. Fails with not_found, io_error, and corrupt_data
+/// (names file and line).
+Result<std::vector<nlohmann::ordered_json>> load_rows(const std::string& path);
+
+/// One problem in two files.
+struct RowChange {
+  /// "slower" and "faster": by more than the threshold and the noise; "noisy": by more than the
+  /// threshold, but the repeats spread as far; "same"; "failed" and "fixed": only one of the two
+  /// could be measured; "new" and "gone": only one of the files has it.
+  std::string_view verdict;
+  std::string problem;          ///< layer, types, M and what else tells rows apart
+  double old_us = -1, us = -1;  ///< negative: not measured
+  double noise = 0;             ///< relative: half the spreads of the repeats, added; 1 % at least
+  std::string old_config, config;
+
+  double ratio() const { return us / old_us; }
+};
+
+struct Comparison {
+  std::vector<RowChange> rows;  ///< in the order of the new rows, then what is gone
+  int slower = 0, faster = 0, noisy = 0, failed = 0;
+  double ratio = 0;        ///< geometric mean of new time ÷ old; 0: no row in common
+  double floor_ratio = 0;  ///< the same of the streaming floor: how the machines differ; 0: unknown
+  double cublas_ratio = 0;  ///< … and of the dense product
+  bool same_device = true;
+};
+
+/// Matches rows by problem (what plans picked with what plans picked, others by configuration).
+/// threshold: relative, e.g. 0.05.
+Comparison compare_rows(const std::vector<nlohmann::ordered_json>& before,
+                        const std::vector<nlohmann::ordered_json>& after, double threshold);
+/// The table for a person; rows that are "same" only with `all`.
+std::string format_comparison(const Comparison& comparison, double threshold, bool all);
+
 }  // namespace mixgemm::bench

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <fstream>
 #include <memory>
+#include <optional>
 
 #include "bench_api.hpp"
 #include "command.hpp"
@@ -25,6 +26,8 @@ struct Options {
   std::string pdl = "on";
   bool no_baselines = false;
   std::string output;
+  std::string compare, rows;
+  std::optional<double> threshold;
   bool json = false;
 };
 
@@ -74,7 +77,34 @@ std::string cpu_table(const std::vector<Json>& rows) {
   return table.to_string("lrrrlrrrrrl");
 }
 
+/// Prints how `rows` stand to those of the file; the exit code says whether any is slower.
+int compare(const Options& options, const std::vector<Json>& rows) {
+  const double threshold = options.threshold.value_or(5) / 100;
+  const auto before = bench::load_rows(options.compare).value();
+  const auto comparison = bench::compare_rows(before, rows, threshold);
+  if (options.json) {
+    for (const auto& row : comparison.rows) {
+      const auto time = [](double us) { return us > 0 ? Json(us) : Json(); };
+      const Json json = {{"verdict", row.verdict},     {"problem", row.problem},
+                         {"old_us", time(row.old_us)}, {"us", time(row.us)},
+                         {"noise", row.noise},         {"old_config", row.old_config},
+                         {"config", row.config}};
+      print(json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+    }
+  } else {
+    print(bench::format_comparison(comparison, threshold, options.rows.empty()));
+  }
+  return comparison.slower + comparison.failed > 0 ? kExitMismatch : kExitOk;
+}
+
 int run_bench(Options options) {
+  if (!options.rows.empty()) {
+    if (options.compare.empty()) {
+      throw Error(StatusCode::invalid_argument,
+                  "--rows needs --compare, the rows to hold it against");
+    }
+    return compare(options, bench::load_rows(options.rows).value());
+  }
   bench::Options& wanted = options.bench;
   wanted.mode = options.mode == "chain"       ? bench::Mode::chain
                 : options.mode == "host-cost" ? bench::Mode::host_cost
@@ -110,7 +140,7 @@ int run_bench(Options options) {
   if (!options.json) {
     print(options.device == Device::cuda ? bench::format_table(rows) : cpu_table(rows));
   }
-  if (summary.failed == 0) return kExitOk;
+  if (summary.failed == 0) return options.compare.empty() ? kExitOk : compare(options, rows);
   throw Error(StatusCode::internal,
               fmt::format("{} of {} rows failed; they carry \"ok\": false and the reason",
                           summary.failed, summary.rows));
@@ -142,6 +172,11 @@ void register_bench(CLI::App& app, Selected& selected) {
                  "cuda: programmatic dependent launch, on or off [on]");
   command.flag("--no-baselines", options->no_baselines, "Don't time the dense product");
   command.text("-o,--output", options->output, "Append the rows to this file, one a line");
+  command.text("--compare", options->compare,
+               "Hold the rows against those of this file; exit code 7 where one is slower");
+  command.text("--rows", options->rows, "With --compare: these rows instead of a measurement");
+  command.real("--threshold", options->threshold,
+               "With --compare: changes that count, per cent, where above the noise [5]");
   command.threads(options->bench.num_threads);
   command.tuning();
   command.json(options->json, "Print the rows as JSON lines instead of a table");

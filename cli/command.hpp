@@ -108,6 +108,7 @@ void register_verify(CLI::App& app, Selected& selected);
 void register_compare(CLI::App& app, Selected& selected);
 void register_run(CLI::App& app, Selected& selected);
 void register_bench(CLI::App& app, Selected& selected);
+void register_report(CLI::App& app, Selected& selected);
 void register_tune(CLI::App& app, Selected& selected);
 void register_tuning(CLI::App& app, Selected& selected);
 void register_explain(CLI::App& app, Selected& selected);

@@ -51,6 +51,7 @@ int main(int argc, char** argv) {
   register_compare(app, selected);
   register_run(app, selected);
   register_bench(app, selected);
+  register_report(app, selected);
   register_tune(app, selected);
   register_tuning(app, selected);
   register_explain(app, selected);

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "bench_api.hpp"
@@ -12,14 +11,6 @@
 
 namespace mixgemm::bench {
 namespace {
-
-double clock_mhz() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    if (line.starts_with("cpu MHz")) return std::atof(line.substr(line.find(':') + 1).c_str());
-  }
-  return -1;
-}
 
 /// Kernels to measure: the one that was asked for, or the plan's own choice (an empty name), and
 /// with all_configs every other.
@@ -38,7 +29,8 @@ nlohmann::ordered_json row_of(const CpuLayer& layer, const Shape& shape,
   const double us = measured.us.median;
   const auto thousandths = [](double value) { return std::round(1e3 * value) * 1e-3; };
   GemmRow row;
-  row.gpu = devices().front().name;
+  const DeviceInfo processor = devices().front();
+  row.gpu = processor.name;
   row.kernel = measured.plan.kernel_id();
   row.config = measured.plan.config_id();
   row.is_auto = is_auto;
@@ -51,7 +43,7 @@ nlohmann::ordered_json row_of(const CpuLayer& layer, const Shape& shape,
   row.us = us;
   row.floor_us = layer.floor_us();
   row.rel_err = measured.rel_err;
-  row.clock_mhz = clock_mhz();
+  row.clock_mhz = processor.clock_mhz > 0 ? processor.clock_mhz : -1;
   row.ok = measured.rel_err <= CpuLayer::kMaxError;
   if (!row.ok) {
     row.error = fmt::format("relative error must be at most {}; got {}", CpuLayer::kMaxError,

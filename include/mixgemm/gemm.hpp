@@ -115,7 +115,10 @@ struct DeviceInfo {
   int arch = 0;     ///< compute capability × 10, e.g. 90; 0 on the CPU
   int num_sms = 0;  ///< or cores
   bool usable = true;
-  std::string note;  ///< why it isn't usable, or what was found (BLAS, SIMD target, driver)
+  std::string note;      ///< why it isn't usable, or what was found (BLAS, SIMD target, driver)
+  double clock_mhz = 0;  ///< highest SM clock; on the CPU as of now; 0 = unknown
+  std::int64_t memory_bytes = 0;  ///< of the device; 0 = unknown
+  double memory_gbps = 0;         ///< by its data sheet; 0 = unknown
 };
 
 /// The CPU first, then CUDA devices. Never fails: a missing driver is a note.

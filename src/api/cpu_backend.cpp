@@ -2,10 +2,12 @@
 #include "api/cpu_backend.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
 #include <cstdint>
+#include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <optional>
@@ -222,14 +224,19 @@ std::optional<std::pair<Method, std::string>> tuned_method(const Problem& proble
   return std::nullopt;
 }
 
-/// The processor's name as Linux reports it.
-std::string processor_name() {
+/// What Linux reports of the first processor, such as its "model name"; empty where it doesn't.
+std::string processor_field(std::string_view name) {
   std::ifstream cpuinfo("/proc/cpuinfo");
   for (std::string line; std::getline(cpuinfo, line);) {
     const std::size_t colon = line.find(": ");
-    if (line.starts_with("model name") && colon != std::string::npos) return line.substr(colon + 2);
+    if (line.starts_with(name) && colon != std::string::npos) return line.substr(colon + 2);
   }
-  return "CPU";
+  return {};
+}
+
+std::string processor_name() {
+  const std::string name = processor_field("model name");
+  return name.empty() ? "CPU" : name;
 }
 
 }  // namespace
@@ -298,6 +305,8 @@ DeviceInfo device() {
   info.device = Device::cpu;
   info.name = processor_name();
   info.num_sms = default_num_threads();
+  info.clock_mhz = std::strtod(processor_field("cpu MHz").c_str(), nullptr);
+  info.memory_bytes = static_cast<std::int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
   info.note = fmt::format("SIMD target {}; BLAS: {}", cpu::simd_target(), cpu::blas_description());
   return info;
 }

@@ -8,6 +8,7 @@
 #include "api/plan_impl.hpp"
 #include "mixgemm/gemm.hpp"
 #include "mixgemm/tuning.hpp"
+#include "util/trace.hpp"
 
 #if MIXGEMM_HAS_CUDA
 #include "launch/cuda_backend.hpp"
@@ -34,6 +35,7 @@ Status Plan::run(const RunArgs& args) const {
     return Status(StatusCode::invalid_argument, "the plan must come from plan(); got an empty one");
   }
   if (Status s = check_args(impl_->problem(), args, impl_->workspace_bytes()); !s) return s;
+  const trace::Range range(impl_->config_id());
   return impl_->run(args);
 }
 

@@ -412,6 +412,13 @@ std::vector<DeviceInfo> devices() {
       info.name = properties.name;
       info.arch = properties.major * 10 + properties.minor;
       info.num_sms = properties.multiProcessorCount;
+      info.memory_bytes = static_cast<std::int64_t>(properties.totalGlobalMem);
+      int khz = 0, memory_khz = 0;
+      cudaDeviceGetAttribute(&khz, cudaDevAttrClockRate, ordinal);
+      cudaDeviceGetAttribute(&memory_khz, cudaDevAttrMemoryClockRate, ordinal);
+      info.clock_mhz = khz * 1e-3;
+      info.memory_gbps =
+          2e-6 * memory_khz * properties.memoryBusWidth / 8;  // two transfers a clock
       const char* reason = why_no_kernels(info.arch);
       info.usable = reason == nullptr;
       info.note = reason != nullptr
