@@ -9,6 +9,7 @@
 #include <set>
 
 #include "command.hpp"
+#include "common/statistics.hpp"
 #include "mixgemm/gemm.hpp"
 #include "mixgemm/tuning.hpp"
 #include "mixgemm/version.hpp"
@@ -119,9 +120,11 @@ int validate(const Options& options) {
     const auto cache = TuningCache::load(file).value();
     std::map<std::pair<std::string, std::string>, std::size_t> tables;
     std::size_t foreign = 0, unknown = 0;
+    std::vector<double> ratios;  // the cost model's picks ÷ the tuned ones
     for (const TuningEntry& e : cache.entries()) {
       ++tables[{e.device.name, e.library}];
       if (!tuning_is_current(e.library)) ++foreign;
+      if (e.model_us > 0) ratios.push_back(e.model_us / e.us);
       // A CPU-only build can't tell which CUDA kernels there are.
       const bool checkable = e.device.device == Device::cpu || cuda;
       if (checkable && known.count(e.config.substr(0, e.config.find('@'))) == 0) ++unknown;
@@ -136,8 +139,18 @@ int validate(const Options& options) {
     if (unknown > 0) {
       text += fmt::format("  {} name a kernel that this build doesn't have\n", unknown);
     }
+    const double mean = bench::geometric_mean(ratios);
+    const double worst = ratios.empty() ? 0 : *std::max_element(ratios.begin(), ratios.end());
+    if (!ratios.empty()) {
+      text += fmt::format(
+          "  time of the cost model's pick ÷ the tuned one: geometric mean {:.3f}, worst {:.2f}, "
+          "over {} problems\n",
+          mean, worst, ratios.size());
+    }
     list.push_back({{"file", file},
                     {"entries", cache.entries().size()},
+                    {"model_over_tuned", ratios.empty() ? Json() : Json(mean)},
+                    {"model_over_tuned_worst", ratios.empty() ? Json() : Json(worst)},
                     {"foreign", foreign},
                     {"unknown_kernel", unknown}});
   }

@@ -121,9 +121,9 @@ struct PlanCandidate {
   std::string why_not;       ///< why it is out; empty: it can run
 };
 
-/// Up to `limit` of the configurations that can run, best first by the cost model, with the best of
-/// each kernel and the picked one among them; then every kernel that can't, with the reason. Fails
-/// as plan() does.
+/// Up to `limit` of what can run, and the picked and tuned ones: as plan() ranks them, its untuned
+/// pick first, then kernels that it doesn't look at for this M, by their best launch; last every
+/// kernel that can't run, with the reason. Fails as plan() does.
 MIXGEMM_API Result<std::vector<PlanCandidate>> plan_candidates(const Problem& problem,
                                                                std::size_t limit = 12);
 

@@ -42,7 +42,8 @@ std::vector<PlanCandidate> explain(const Problem& problem, std::span<const Kerne
   for (const Candidate& c : rank(problem, kernels, device, limit)) {
     offer(*c.entry, c.launch, c.estimate);
   }
-  // The best of each kernel that can run, among them some that ranking doesn't look at.
+  // Kernels that ranking doesn't look at for this M come after, the best launch of each.
+  const auto ranked = static_cast<std::ptrdiff_t>(candidates.size());
   for (const KernelEntry* entry : kernels) {
     if (why_unfit(entry->config, problem) != nullptr) continue;
     std::optional<Candidate> best;
@@ -52,6 +53,10 @@ std::vector<PlanCandidate> explain(const Problem& problem, std::span<const Kerne
     }
     if (best) offer(*entry, best->launch, best->estimate);
   }
+  std::stable_sort(candidates.begin() + ranked, candidates.end(),
+                   [](const PlanCandidate& a, const PlanCandidate& b) {
+                     return a.estimated_us < b.estimated_us;
+                   });
   if (!picked.empty() && listed.count(picked) == 0) {
     if (const auto id = parse_config_id(picked); id && id->has_launch) {
       if (const KernelEntry* entry = index.find(id->kernel_id)) {
@@ -59,10 +64,6 @@ std::vector<PlanCandidate> explain(const Problem& problem, std::span<const Kerne
       }
     }
   }
-  std::stable_sort(candidates.begin(), candidates.end(),
-                   [](const PlanCandidate& a, const PlanCandidate& b) {
-                     return a.estimated_us < b.estimated_us;
-                   });
   const auto find = [&](const std::string& id) {
     return std::find_if(candidates.begin(), candidates.end(),
                         [&](const PlanCandidate& c) { return c.config == id; });

@@ -138,6 +138,7 @@ TEST_F(TuneProgram, CachesAreMergedComparedAndChecked) {
   const auto checked = run({"tuning", "validate", path("all.json")});
   EXPECT_THAT(checked.out, HasSubstr("library 0.0.1: 1 entries, not used: this is "));
   EXPECT_THAT(checked.out, HasSubstr("1 name a kernel that this build doesn't have"));
+  EXPECT_THAT(checked.out, HasSubstr("the cost model's pick ÷ the tuned one: geometric mean "));
   EXPECT_EQ(run({"tuning", "validate", write("bad.json", "x")}).exit_code, 5);
   EXPECT_EQ(run({"tuning", "merge", path("b.json")}).exit_code, 2);
   EXPECT_EQ(run({"tuning", "diff", path("b.json")}).exit_code, 2);
