@@ -165,7 +165,9 @@ def main():
                      "one_sentence_cpu_ms": one_cpu * 1e3,
                      "linear_mb": linear_bytes(model) / 1e6, "quantize_s": quantize_s})
         print(json.dumps(rows[-1]), flush=True)
-    report = {"command": shlex.join(["bench/python/minilm.py", *sys.argv[1:]]),
+    given = [f"--{name}={getattr(args, name)}"
+             for name in ("device", "sentences", "batch", "repeats")]
+    report = {"command": shlex.join(["bench/python/minilm.py", *given]),
               "commit": args.commit or commit(), "device": mixgemm.devices()[0]["name"]
               if args.device == "cpu" else torch.cuda.get_device_name(),
               "threads": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0)),
