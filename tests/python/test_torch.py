@@ -307,7 +307,10 @@ def test_the_current_stream_is_used():
     reference = layer(source)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(stream):  # plans, kernels and memory are there: nothing has to wait
+        warm = [layer(x), mixgemm.matmul(small, packed), mixgemm.matmul(small, packed)]
+        del warm
+        stream.synchronize()
         torch.cuda._sleep(50_000_000)
         x.copy_(source)
         small.copy_(small_source)
@@ -434,9 +437,8 @@ def test_matmul_takes_and_gives_tensors(rng, device, dtype):
     y = mixgemm.matmul(x, packed, bias, residual=residual, out=out)
     assert y is out
     assert torch.equal(y, mixgemm.matmul(x, packed, bias, residual=residual))
-    layer = mt.Linear.from_packed(mixgemm.quantize_packed(torch.randn(1, 64)))
-    del layer
-    assert "cuda" in mixgemm.explain(packed, 6) or device.type == "cpu"
+    plan = mixgemm.plan(packed, 6, dtype, bias=True, residual=True)
+    assert plan.kernel_id.startswith("sm90_" if device.type == "cuda" else "cpu_")
 
 
 def test_packed_parts_are_tensors(rng):
