@@ -208,8 +208,17 @@ nb::object py_dequantize(nb::handle codes, nb::handle scales, nb::handle zeros, 
                     {static_cast<std::size_t>(weight.n), static_cast<std::size_t>(weight.k)});
 }
 
+/// Codes, scales and zeros alone would be taken for columns in the order of the input features.
+void check_column_order(const PlacedWeight& packed, const char* what) {
+  if (packed.view().permutation == nullptr) return;
+  refuse(what,
+         " takes no weight with permuted columns (a checkpoint quantized in activation order); ",
+         "convert the checkpoint without that order, or use the mixgemm command or the C++ API");
+}
+
 CanonicalParts py_unpack(const PlacedWeight& packed, int num_threads) {
   check_threads(num_threads);
+  check_column_order(packed, "unpack");
   if (packed.place.device != Device::cpu) {
     refuse("unpack needs a packed weight on the CPU; got one on ", packed.place.name());
   }
@@ -269,6 +278,7 @@ PlacedWeight with_view(const PlacedWeight& packed, const PackedView& view) {
 /// Bytes of a part as an array [strips, ...]; a slice has gaps between its strips, hence refused.
 nb::object part(nb::handle self, const char* what) {
   const auto& packed = nb::cast<const PlacedWeight&>(self);
+  check_column_order(packed, "taking a packed weight apart");
   const PackedView& view = packed.view();
   const auto strips = static_cast<std::size_t>((view.n + 15) / 16);
   const auto k_blocks = static_cast<std::size_t>((view.k + 63) / 64);
