@@ -47,8 +47,9 @@ def per_call_us(function, calls, rounds, device):
 def cpp_run_us(program):
     """run_us of the first row of the program's own measurement, or None."""
     try:
-        done = subprocess.run([program, "bench", "--device", "cuda", "--mode", "host-cost", "--json"],
-                              capture_output=True, text=True, timeout=120)
+        done = subprocess.run([program, "bench", "--device", "cuda", "--mode", "host-cost", "--layer",
+                               "llama8b.o", "--m", "1", "--pdl", "off", "--json"],
+                              capture_output=True, text=True, timeout=20)
         rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         return next(row["run_us"] for row in rows if row.get("run_us") is not None)
     except (OSError, subprocess.TimeoutExpired, StopIteration) as error:

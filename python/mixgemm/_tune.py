@@ -64,6 +64,7 @@ def _cuda_measure(packed: _core.PackedWeight, device: str, m: int, dtype: str,
     def measure(config: str, effort: float) -> tuple[float, float]:
         with torch.cuda.device(place), torch.inference_mode():
             side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 launch(config, 2)
                 graph = torch.cuda.CUDAGraph()

@@ -311,7 +311,7 @@ def test_the_current_stream_is_used():
         warm = [layer(x), mixgemm.matmul(small, packed), mixgemm.matmul(small, packed)]
         del warm
         stream.synchronize()
-        torch.cuda._sleep(50_000_000)
+        torch.cuda._sleep(200_000_000)
         x.copy_(source)
         small.copy_(small_source)
         y = layer(x)
