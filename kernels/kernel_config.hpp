@@ -139,10 +139,8 @@ constexpr int streaming_resident_ctas(const KernelConfig& c) {
   return c.consumer_warpgroups <= 2 && narrow ? 2 * c.ctas_per_sm : c.ctas_per_sm;
 }
 constexpr int streaming_threads(const KernelConfig& c) { return streaming_warps(c) * kWarpSize; }
-/// X of a stage: rows for one or two tokens; from three on, TMA boxes of all tile_m tokens × 64 k.
-constexpr bool streaming_x_boxed(int m) { return m > 2; }
-/// Bytes from one token's activations to the next. Where there are two, 16 more than the row, so
-/// that what ldmatrix reads of both lies in different banks.
+/// Bytes from one token's activations to the next: where there are several, 16 more than the row,
+/// so that the eight rows that ldmatrix reads at a time lie in different banks.
 constexpr int streaming_x_pitch_bytes(const KernelConfig& c, int m) {
   return c.tile_k * 2 + (m > 1 ? 16 : 0);
 }
@@ -157,13 +155,12 @@ constexpr int streaming_scale_bytes(const KernelConfig& c) {
   return align_up(streaming_groups_per_stage(c) * c.tile_n * 2, 128);
 }
 constexpr int streaming_x_bytes(const KernelConfig& c, int m) {
-  return streaming_x_boxed(m) ? x_stage_bytes(c) : align_up(m * streaming_x_pitch_bytes(c, m), 128);
+  return align_up(m * streaming_x_pitch_bytes(c, m), 128);
 }
-/// Boxes of X are swizzled, which repeats every 1024 bytes of address; else TMA asks for 128.
 constexpr int streaming_stage_bytes(const KernelConfig& c, int m) {
   return align_up(streaming_x_bytes(c, m) + w_stage_bytes(c) +
                       streaming_scale_bytes(c) * (c.quant == Quant::group_zero ? 2 : 1),
-                  streaming_x_boxed(m) ? 1024 : 128);
+                  128);
 }
 /// Groups in the TMA box of a chunk's scales. A chunk may start in the middle of a group.
 constexpr int streaming_box_groups(const KernelConfig& c, int group_size) {
@@ -217,8 +214,8 @@ constexpr const char* why_illegal(const KernelConfig& c) {
     if (c.tile_m % 8 != 0 || c.tile_m < 8 || c.tile_m > 32) {
       return "streaming: tile_m must be 8, 16, 24 or 32";
     }
-    if (c.tile_k % 64 != 0 || c.tile_k < 64 || c.tile_k > 512) {
-      return "streaming: tile_k must be a multiple of 64 up to 512";
+    if (c.tile_k != 64 && (c.tile_k % 128 != 0 || c.tile_k < 128 || c.tile_k > 512)) {
+      return "streaming: tile_k must be 64 or a multiple of 128 up to 512";
     }
     return nullptr;
   }
@@ -316,7 +313,7 @@ struct Params {
   int cluster_tiles_n, cluster_tiles_m;  ///< tiles of cluster_n × cluster_m CTA tiles, rounded up
   int k_tiles;                           ///< ring stages along K
   int strips_per_cluster, clusters_with_one_more;  ///< streaming: strips ÷ clusters, and the rest
-  int blocks_per_warp, warps_with_one_more;  ///< k-blocks ÷ (warps · cluster_k), and the rest
+  int pairs_per_warp, warps_with_one_more;  ///< pairs of k-blocks ÷ (warps · cluster_k), the rest
   int stream_tiles;  ///< how many of the cluster tiles are split along K (the last ones)
   int stream_length,
       stream_longer;  ///< stream_tiles · k_tiles ÷ clusters in the grid: quotient, rest

@@ -14,6 +14,14 @@ __device__ __forceinline__ void cp_async_16(std::uint32_t dst, const void* src, 
                : "memory");
 }
 
+/// The same under an L2 policy (kEvict…).
+__device__ __forceinline__ void cp_async_16(std::uint32_t dst, const void* src, int bytes,
+                                            std::uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(dst),
+               "l"(src), "r"(bytes), "l"(policy)
+               : "memory");
+}
+
 /// Arrives on the barrier once all earlier cp.async of this thread have landed; the arrival is one
 /// of those the barrier was initialized for (.noinc).
 __device__ __forceinline__ void cp_async_mbarrier_arrive(std::uint32_t barrier) {

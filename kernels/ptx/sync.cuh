@@ -6,6 +6,10 @@
 
 namespace mixgemm::ptx {
 
+/// A value that is the same in all lanes, so that the compiler knows: barriers and copies take
+/// their operands from uniform registers, and without it each of them becomes a loop over lanes.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
 /// Lets the next kernel of the stream start when every CTA has called this or exited.
 __device__ __forceinline__ void griddepcontrol_launch_dependents() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

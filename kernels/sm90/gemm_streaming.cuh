@@ -6,20 +6,24 @@
 //   k-blocks                  ──contiguous─▶ the warps of the cluster, in chunks of tile_k
 //   each warp                 a ring of its own: no producer, no barrier with other warps
 //     codes  ──bulk copies────▶ stage ──LDS──▶ words ─and,shift▶ A fragment ┐
-//     X      ──TMA────────────▶ stage ─ldmatrix─▶ B fragment ───────────────┤ mma.sync ▶ sums
+//     X      ──cp.async───────▶ stage ─ldmatrix─▶ B fragment ───────────────┤ mma.sync ▶ sums
 //     scales ──TMA────────────▶ stage ──LDS──▶ fp32 ────────────────────────┘   of a group
 //   after a pass of tile_n rows: sums of all warps ─▶ shared memory ─ in warp order ─▶ Y
 //
 // The weights are never rounded: the tensor cores multiply the codes themselves, as numbers that a
 // mask makes of their bits, and the fp32 sum of a group is scaled:
 //   Σ w·x = s·(Σ c·x − (b + z)·Σ x),  c = b + q the code as the tensor cores see it
-//   f16 · int4   q as a subnormal, q·2⁻²⁴ (row g) or q·2⁻²⁰ (row g + 8, whose nibbles stand four
-//   bits
-//                higher): b = 0, one AND a register; the power of two is undone at the end
+//   f16 · int4   as subnormals: a byte, q + 16·q' of rows g and g + 8, in row g, and 16·q' in row
+//                g + 8: b = 0, one instruction a register; the sums are taken apart, and the powers
+//                of two undone, when the scale applies and at the end
 //   f16 · int8   q·2⁻²⁴ again, a byte permutation
 //   bf16 · int4  128 + q: bf16 subnormals would leave fp32's range
 //   bf16 · int8  q − 128 through fp32, exact: b = −128
 // Σ x of the group comes from one more MMA with a constant A, shared by the strips of a pass.
+//
+// What bounds a warp is latency, then instructions: hence k-blocks in pairs, with one scale where a
+// group spans both, and the fewest instructions a code. The path from the wait to the first product
+// is short: every lane copies its part of X itself, and every parameter has been read before.
 //
 // PDL contract: before griddepcontrol.wait nothing is touched but codes, scales and zeros. Every
 // warp waits itself.
@@ -28,6 +32,7 @@
 #include <cstdint>
 
 #include "device/dequant.cuh"
+#include "device/params.cuh"
 #include "epilogues/standard.cuh"
 #include "kernel_config.hpp"
 #include "ptx/cp_async.cuh"
@@ -58,6 +63,15 @@ struct StreamingKernel {
   static constexpr int kFlushSteps = kConfig.fine_groups ? 1 : 4;
   static constexpr bool kF16 = kConfig.act == DataType::f16;
   static constexpr bool kInt4 = kConfig.weight == WeightType::int4;
+  // A pair of k-blocks whose chains of MMAs are too few to hide each other's latency has two each.
+  static constexpr int kChains = kStrips * kTokenTiles <= 3 ? 2 : 1;
+
+  static constexpr bool kRowsCombined = kF16 && kInt4;  // row g's codes hold row g + 8's as well
+
+  // The lanes side by side copy 16 bytes each: of several tokens at once, or of one token in turns.
+  static constexpr int kXPieces = kConfig.tile_k / 8;
+  static constexpr int kTokensAtOnce = kXPieces < kWarpSize ? kWarpSize / kXPieces : 1;
+  static constexpr int kXCopies = kXPieces < kWarpSize ? 1 : kXPieces / kWarpSize;
 
   using Epilogue = typename Variant::Epilogue;
   using Exact = device::Dequantizer<kConfig.act, kConfig.weight, Quant::column>;
@@ -70,20 +84,33 @@ struct StreamingKernel {
   const int stage_bytes;
   const int lane;
 
-  // Stage layout: X, codes [strip][tile_k], scales [strip][group][16], zeros likewise. X is a TMA
-  // box per k-block, [token][64 k] swizzled, or, for one or two tokens, rows of tile_k.
-  const bool x_boxed;
+  // Stage layout: X [token][tile_k], codes [strip][tile_k], scales [strip][group][16], zeros
+  // likewise.
+  const int x_pitch;  // bytes
   const int codes_offset;
-  const int x_pitch;
-  const std::uint32_t x_offset[2];  // what ldmatrix reads: of this lane's row, in each half k-block
-  const int x_block_bytes;          // from one k-block to the next
+  std::uint32_t x_row[kTokenTiles];  // of the row whose address this lane gives to ldmatrix
+  const std::uint32_t x_target;      // where this lane's first copy goes in stage 0
+  const bool x_copied;               // by cp.async, or, where X isn't aligned to 16 bytes, by loads
 
-  static __device__ __forceinline__ std::uint32_t x_lane_offset(bool boxed, int m, int pitch,
-                                                                int lane, int half) {
-    const int chunk = 4 * half + lane / 8;
-    if (boxed) return lane % 8 * 128 + ((chunk ^ (lane % 8)) * 16);
-    // A token beyond M reads another's row: its sums are never stored.
-    return min(lane % 8, m - 1) * pitch + chunk * 16;
+  __device__ __forceinline__ StreamingKernel(const Params& params, char* smem, int warp,
+                                             int thread_lane, int pitch_of_x, int bytes_of_x,
+                                             int bytes_of_stage)
+      : p(params),
+        ring(smem + warp * params.stages * bytes_of_stage),
+        ring_base(ptx::smem_address(ring)),
+        barriers(ptx::smem_address(smem + kWarps * params.stages * bytes_of_stage) +
+                 warp * params.stages * 8),
+        stage_bytes(bytes_of_stage),
+        lane(thread_lane),
+        x_pitch(pitch_of_x),
+        codes_offset(bytes_of_x),
+        x_target(ring_base + thread_lane / kXPieces * pitch_of_x + thread_lane % kXPieces * 16),
+        x_copied(params.x_by_tma) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+      // A token beyond M reads another's row: its sums are never stored.
+      x_row[t] = min(8 * t + lane % 8, p.m - 1) * x_pitch + lane / 8 * 16;
+    }
   }
   __device__ __forceinline__ int scales_offset() const {
     return codes_offset + kStrips * kStripBytes;
@@ -108,9 +135,10 @@ struct StreamingKernel {
   }
 
   // ---- loads ----------------------------------------------------------------------------------
-  // One lane issues everything. A copy costs its warp about ten instructions, whatever its length
-  // (its operands go to uniform registers), and lanes that issue side by side are taken one by one:
-  // what counts is that copies are few and long.
+  // One lane issues codes, scales and zeros. A bulk copy costs its warp about ten instructions,
+  // whatever its length (its operands go to uniform registers), and lanes that issue side by side
+  // are taken one by one: what counts is that these copies are few and long. X comes after the wait
+  // for the launch before, when every clock counts: each lane copies 16 bytes at a time.
 
   /// A chunk: k-blocks [first, first + count) of this warp's share of K.
   struct Chunk {
@@ -122,14 +150,6 @@ struct StreamingKernel {
   __device__ __forceinline__ int first_group(Chunk chunk) const {
     return chunk.first_k() >> p.group_shift;
   }
-  /// Does the copy engine bring X? Rows are copied in units of 16 bytes, boxes end at any k.
-  __device__ __forceinline__ bool x_copied() const {
-    return p.x_by_tma && (x_boxed || p.k % 8 == 0);
-  }
-  __device__ __forceinline__ int row_bytes(Chunk chunk) const {
-    return 2 * (min(chunk.first_k() + chunk.count * layout::kBlockK, p.k) - chunk.first_k());
-  }
-
   /// Announces a stage's bytes, then copies codes, scales and zeros for `strips` strips from
   /// first_strip on. Scales come for a whole pass even if it is short: a box has one size.
   __device__ __forceinline__ void load_weights(int stage, int first_strip, int strips,
@@ -138,10 +158,8 @@ struct StreamingKernel {
     const std::uint32_t base = ring_base + stage * stage_bytes;
     const std::uint32_t barrier = barriers + 8 * stage;
     const std::uint32_t code_bytes = chunk.count * kCellBytes;
-    const int x_bytes = x_boxed ? chunk.count * (kConfig.tile_m * 128) : p.m * row_bytes(chunk);
-    ptx::mbarrier_arrive_expect_tx(barrier, strips * code_bytes +
-                                                (kScaled ? p.scale_box_bytes * (1 + kZeros) : 0) +
-                                                (x_copied() ? x_bytes : 0));
+    ptx::mbarrier_arrive_expect_tx(
+        barrier, strips * code_bytes + (kScaled ? p.scale_box_bytes * (1 + kZeros) : 0));
     const std::uint8_t* source =
         p.codes + first_strip * p.codes_pitch_bytes + std::int64_t(chunk.first) * kCellBytes;
 #pragma unroll
@@ -162,42 +180,48 @@ struct StreamingKernel {
     }
   }
 
-  __device__ __forceinline__ void load_x(int stage, Chunk chunk) const {
-    if (lane != 0 || !x_copied()) return;
-    const std::uint32_t base = ring_base + stage * stage_bytes;
-    const std::uint32_t barrier = barriers + 8 * stage;
-    if (x_boxed) {
-      for (int block = 0; block < chunk.count; ++block) {
-        ptx::cp_async_bulk_tensor_2d(base + block * x_block_bytes, p.x_map,
-                                     (chunk.first + block) * layout::kBlockK, 0, barrier,
-                                     p.x_policy);
-      }
-    } else {
-      const auto* const x = static_cast<const std::uint16_t*>(p.x) + chunk.first_k();
-      for (int token = 0; token < p.m; ++token) {
-        ptx::cp_async_bulk(base + token * x_pitch, x + token * p.ldx, row_bytes(chunk), barrier,
-                           p.x_policy);
-      }
+  /// What a lane copies of a chunk of X: of its first token, from here, unless the row ends before.
+  struct XSource {
+    const std::uint16_t* x;
+    int left;  // elements to the end of the row
+
+    __device__ __forceinline__ void advance() {
+      x += kConfig.tile_k;
+      left -= kConfig.tile_k;
     }
+  };
+  __device__ __forceinline__ XSource x_source(int first_k) const {
+    const int k = first_k + lane % kXPieces * 8;
+    return {static_cast<const std::uint16_t*>(p.x) + lane / kXPieces * p.ldx + k, p.k - k};
   }
 
-  /// What the copy engine leaves to do when the stage has arrived: the zeros of a row beyond K and,
-  /// where address, leading dimension or K forbid copies, X itself.
-  __device__ __forceinline__ void complete_x(int stage, Chunk chunk) const {
-    const int columns = chunk.count * layout::kBlockK;
-    const int from = !x_copied() ? 0 : x_boxed ? columns : row_bytes(chunk) / 2;
-    if (from == columns) return;
+  /// X of a chunk, zeros beyond K. The stage's barrier counts each lane's arrival.
+  __device__ __forceinline__ void load_x(int stage, XSource source) const {
+    if (!x_copied) return;
+    std::uint32_t target = x_target + stage * stage_bytes;
+    const int bytes = max(0, min(16, 2 * source.left));
+#pragma unroll 1
+    for (int token = lane / kXPieces; token < p.m; token += kTokensAtOnce) {
+#pragma unroll
+      for (int i = 0; i < kXCopies; ++i) {
+        const int at = i * 8 * kWarpSize;
+        ptx::cp_async_16(target + 2 * at, source.x + at,
+                         i == 0 ? bytes : max(0, min(16, 2 * (source.left - at))), p.x_policy);
+      }
+      source.x += kTokensAtOnce * p.ldx;
+      target += kTokensAtOnce * x_pitch;
+    }
+    ptx::cp_async_mbarrier_arrive(barriers + 8 * stage);
+  }
+
+  /// Where address or leading dimension forbid copies: X of a chunk that is about to be multiplied.
+  __device__ __forceinline__ void read_x(int stage, Chunk chunk) const {
     char* const rows = ring + stage * stage_bytes;
     const auto* const x = static_cast<const std::uint16_t*>(p.x) + chunk.first_k();
-    const int tokens = x_boxed ? kConfig.tile_m : p.m;
-    for (int token = 0; token < tokens; ++token) {
-      for (int k = from + lane; k < columns; k += kWarpSize) {
-        const bool inside = !x_copied() && token < p.m && chunk.first_k() + k < p.k;
-        const int at = x_boxed ? k / 64 * x_block_bytes + token * 128 +
-                                     ((k % 64 / 8) ^ (token % 8)) * 16 + k % 8 * 2
-                               : token * x_pitch + k * 2;
-        *reinterpret_cast<std::uint16_t*>(rows + at) =
-            inside ? x[token * p.ldx + k] : std::uint16_t(0);
+    for (int token = 0; token < p.m; ++token) {
+      for (int k = lane; k < chunk.count * layout::kBlockK; k += kWarpSize) {
+        *reinterpret_cast<std::uint16_t*>(rows + token * x_pitch + k * 2) =
+            chunk.first_k() + k < p.k ? x[token * p.ldx + k] : std::uint16_t(0);
       }
     }
     __syncwarp();
@@ -205,17 +229,17 @@ struct StreamingKernel {
 
   // ---- math -----------------------------------------------------------------------------------
 
-  /// The codes of one k16 step, as numbers b + q in units of unit().
+  /// The codes of one k16 step, as numbers b + q in units of unit(); kRowsCombined: in row g
+  /// plus what row g + 8 has.
   static __device__ __forceinline__ void codes_of(const std::uint32_t* words,
                                                   std::uint32_t (&a)[4]) {
     if constexpr (kInt4) {
       constexpr std::uint32_t kBits16 = kF16 ? 0u : 0x43004300u;
       if constexpr (kF16) {
-        const std::uint32_t high = words[0] >> 8;
-        a[0] = words[0] & 0x000f000fu;
+        a[0] = words[0] & 0x00ff00ffu;
         a[1] = words[0] & 0x00f000f0u;
-        a[2] = high & 0x000f000fu;
-        a[3] = high & 0x00f000f0u;
+        a[2] = ptx::prmt(words[0], 0u, 0x4341u);  // the odd bytes
+        a[3] = a[2] & 0x00f000f0u;
       } else {
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
@@ -232,108 +256,166 @@ struct StreamingKernel {
     }
   }
 
-  /// Adds one k-block of a pass to its sums. x_sum: Σ x over all of K (column only). A last, short
-  /// pass multiplies what the stage happens to hold for the strips that it lacks: nobody stores
-  /// those sums, and a branch per strip would keep the strips' chains of MMAs from overlapping.
-  __device__ __forceinline__ void multiply_block(const char* stage, std::uint32_t stage_x,
-                                                 int block, int first_k, int first_group,
-                                                 Fragment (&sum)[kStrips], Fragment& x_sum) const {
-    std::uint32_t x[kTokenTiles][2][4];  // [.][half of the k-block][two steps × two registers]
+  /// The two rows' scales and zeros of a strip, in the stage's group number `group`.
+  struct GroupValues {
+    float scale[2], zero[2];
+  };
+  __device__ __forceinline__ GroupValues load_group(const char* stage, int strip, int group) const {
+    GroupValues values = {{1.f, 1.f},
+                          {implicit_zero(kConfig.weight), implicit_zero(kConfig.weight)}};
+    if constexpr (kScaled) {
+      const int at = (strip * p.scale_box_groups + group) * layout::kStripRows + lane / 4;
+      const auto* const scales =
+          reinterpret_cast<const std::uint16_t*>(stage + scales_offset()) + at;
+      const auto* const zeros = reinterpret_cast<const std::uint16_t*>(stage + zeros_offset()) + at;
 #pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        ptx::ldmatrix_x4(x[t][half], stage_x + t * 1024 + x_offset[half] + block * x_block_bytes);
+      for (int row = 0; row < 2; ++row) {
+        values.scale[row] = to_float(scales[8 * row]);
+        if constexpr (kZeros) values.zero[row] = to_float(zeros[8 * row]);
       }
     }
-    constexpr int kFlushes = 4 / kFlushSteps;
-    Fragment group_x[kFlushes];
+    return values;
+  }
+
+  /// Adds kBlocks k-blocks of a pass to its sums; two share their groups. A last, short pass
+  /// multiplies what the stage happens to hold for the strips that it lacks: nobody stores those
+  /// sums, and a branch per strip would keep the strips' chains of MMAs from overlapping.
+  template <int kBlocks>
+  __device__ __forceinline__ void multiply(const char* stage, std::uint32_t stage_x, Chunk chunk,
+                                           int block, Fragment (&sum)[kStrips]) const {
+    const int first_k = (chunk.first + block) * layout::kBlockK;
+    const int first_group = this->first_group(chunk);
+    std::uint32_t x[kTokenTiles][2 * kBlocks][4];  // [.][half k-block][two steps × two registers]
 #pragma unroll
-    for (int step = 0; step < 4; ++step) {
-      const std::uint32_t ones[4] = {one(0), one(1), one(0), one(1)};
+    for (int half = 0; half < 2 * kBlocks; ++half) {
 #pragma unroll
       for (int t = 0; t < kTokenTiles; ++t) {
-        float(&d)[4] = kScaled ? group_x[step / kFlushSteps][t] : x_sum[t];
-        if (kScaled && step % kFlushSteps == 0) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) d[i] = 0.f;
-        }
-        ptx::mma_m16n8k16<kConfig.act>(d, ones, x[t][step / 2][step % 2 * 2],
-                                       x[t][step / 2][step % 2 * 2 + 1]);
+        ptx::ldmatrix_x4(x[t][half], stage_x + x_row[t] + block * 128 + half * 64);
       }
+    }
+    constexpr int kSteps = 4 * kBlocks;
+    constexpr int kStepsPerFlush = kConfig.fine_groups ? 1 : kSteps;
+    constexpr int kChainsPerFlush = kBlocks == 1 ? 1 : kChains;
+    constexpr int kFlushes = kSteps / kStepsPerFlush;
+    Fragment group_x[kFlushes];  // Σ x
+#pragma unroll
+    for (int flush = 0; flush < kFlushes; ++flush) {
+      Fragment part[kChainsPerFlush] = {};
+      const std::uint32_t ones[4] = {one(0), one(1), one(0), one(1)};
+#pragma unroll
+      for (int i = 0; i < kStepsPerFlush; ++i) {
+        multiply_step(ones, x, flush * kStepsPerFlush + i, part[i * kChainsPerFlush / kSteps]);
+      }
+      sum_chains(part, group_x[flush]);
     }
 #pragma unroll
     for (int s = 0; s < kStrips; ++s) {
-      std::uint32_t words[4 * layout::planes(kBits)];
+      constexpr int kWords = 4 * layout::planes(kBits);
+      std::uint32_t words[kBlocks][kWords];
 #pragma unroll
-      for (int plane = 0; plane < layout::planes(kBits); ++plane) {
-        const uint4 v = *reinterpret_cast<const uint4*>(stage + codes_offset + s * kStripBytes +
-                                                        block * kCellBytes +
-                                                        plane * layout::kPlaneBytes + lane * 16);
-        words[4 * plane + 0] = v.x;
-        words[4 * plane + 1] = v.y;
-        words[4 * plane + 2] = v.z;
-        words[4 * plane + 3] = v.w;
-      }
-      Fragment part;
+      for (int b = 0; b < kBlocks; ++b) {
 #pragma unroll
-      for (int step = 0; step < 4; ++step) {
-        std::uint32_t a[4];
-        codes_of(words + step * layout::planes(kBits), a);
-#pragma unroll
-        for (int t = 0; t < kTokenTiles; ++t) {
-          float(&d)[4] = kScaled ? part[t] : sum[s][t];
-          if (kScaled && step % kFlushSteps == 0) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) d[i] = 0.f;
-          }
-          ptx::mma_m16n8k16<kConfig.act>(d, a, x[t][step / 2][step % 2 * 2],
-                                         x[t][step / 2][step % 2 * 2 + 1]);
+        for (int plane = 0; plane < layout::planes(kBits); ++plane) {
+          const uint4 v = *reinterpret_cast<const uint4*>(stage + codes_offset + s * kStripBytes +
+                                                          (block + b) * kCellBytes +
+                                                          plane * layout::kPlaneBytes + lane * 16);
+          words[b][4 * plane + 0] = v.x;
+          words[b][4 * plane + 1] = v.y;
+          words[b][4 * plane + 2] = v.z;
+          words[b][4 * plane + 3] = v.w;
         }
-        if constexpr (kScaled) {
-          if (step % kFlushSteps == kFlushSteps - 1) {
-            const int group = ((first_k + 16 * step) >> p.group_shift) - first_group;
-            flush(stage, s, group, part, group_x[step / kFlushSteps], sum[s]);
-          }
+      }
+#pragma unroll
+      for (int flush = 0; flush < kFlushes; ++flush) {
+        Fragment part[kChainsPerFlush] = {};
+#pragma unroll
+        for (int i = 0; i < kStepsPerFlush; ++i) {
+          const int step = flush * kStepsPerFlush + i;
+          std::uint32_t a[4];
+          codes_of(words[step / 4] + step % 4 * layout::planes(kBits), a);
+          multiply_step(a, x, step, part[i * kChainsPerFlush / kSteps]);
+        }
+        Fragment total;
+        sum_chains(part, total);
+        const int group = ((first_k + 16 * flush) >> p.group_shift) - first_group;
+        add_group(load_group(stage, s, group), total, group_x[flush], sum[s]);
+      }
+    }
+  }
+
+  template <int kHalves>
+  static __device__ __forceinline__ void multiply_step(
+      const std::uint32_t (&a)[4], const std::uint32_t (&x)[kTokenTiles][kHalves][4], int step,
+      Fragment& d) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+      ptx::mma_m16n8k16<kConfig.act>(d[t], a, x[t][step / 2][step % 2 * 2],
+                                     x[t][step / 2][step % 2 * 2 + 1]);
+    }
+  }
+
+  template <int kCount>
+  static __device__ __forceinline__ void sum_chains(const Fragment (&part)[kCount],
+                                                    Fragment& total) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        total[t][i] = part[0][t][i];
+        if constexpr (kCount == 2) total[t][i] += part[1][t][i];
+      }
+    }
+  }
+
+  /// sum += s·part − s·(b + z)·Σ x, or s·part − (s·b + z)·Σ x with scaled zeros.
+  __device__ __forceinline__ void add_group(const GroupValues& group, Fragment& part,
+                                            const Fragment& group_x, Fragment& sum) const {
+    float shift[2];
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      shift[row] = fmaf(kZeros && p.zeros_scaled ? 1.f : group.scale[row], group.zero[row],
+                        group.scale[row] * kCodeBias);
+    }
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+      if constexpr (kRowsCombined) {
+        part[t][0] -= part[t][2];
+        part[t][1] -= part[t][3];
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if constexpr (kZeros) {
+          sum[t][i] = fmaf(group.scale[i / 2], part[t][i], sum[t][i]);
+          sum[t][i] = fmaf(-shift[i / 2], group_x[t][i], sum[t][i]);
+        } else {  // one zero for all rows
+          constexpr float kZero = kCodeBias + implicit_zero(kConfig.weight);
+          sum[t][i] = fmaf(group.scale[i / 2], fmaf(-kZero, group_x[t][i], part[t][i]), sum[t][i]);
         }
       }
     }
   }
 
-  /// sum += s · part − (s·(b + z)) · Σ x, or s · part − (s·b + z) · Σ x with scaled zeros.
-  __device__ __forceinline__ void flush(const char* stage, int strip, int group,
-                                        const Fragment& part, const Fragment& group_x,
-                                        Fragment& sum) const {
-    const int at = (strip * p.scale_box_groups + group) * layout::kStripRows + lane / 4;
-    const auto* const scales = reinterpret_cast<const std::uint16_t*>(stage + scales_offset()) + at;
-    float scale[2], shift[2];
-#pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      scale[row] = to_float(scales[8 * row]);
-      if constexpr (kZeros) {
-        const auto* const zeros =
-            reinterpret_cast<const std::uint16_t*>(stage + zeros_offset()) + at;
-        const float zero = to_float(zeros[8 * row]);
-        shift[row] = fmaf(p.zeros_scaled ? 1.f : scale[row], zero, scale[row] * kCodeBias);
-      } else {
-        shift[row] = scale[row] * (kCodeBias + implicit_zero(kConfig.weight));
+  /// Adds a chunk. It starts at an even k-block, so that a pair lies in one group of 128 or more.
+  __device__ __forceinline__ void multiply_chunk(const char* stage, std::uint32_t stage_x,
+                                                 Chunk chunk, Fragment (&sum)[kStrips]) const {
+    int block = 0;
+    if constexpr (kKBlocks > 1 && !kConfig.fine_groups) {
+      const bool in_pairs = (1 << p.group_shift) >= 2 * layout::kBlockK;
+#pragma unroll 1
+      for (; in_pairs && block + 1 < chunk.count; block += 2) {
+        multiply<2>(stage, stage_x, chunk, block, sum);
       }
     }
-#pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        sum[t][i] = fmaf(scale[i / 2], part[t][i], sum[t][i]);
-        sum[t][i] = fmaf(-shift[i / 2], group_x[t][i], sum[t][i]);
-      }
+#pragma unroll 1
+    for (; block < chunk.count; ++block) {
+      multiply<1>(stage, stage_x, chunk, block, sum);
     }
   }
 
   // ---- one pass -------------------------------------------------------------------------------
 
   /// Sums of a warp → its slab of the exchange area, [token][row].
-  __device__ __forceinline__ void put_sums(float* slab, const Fragment (&sum)[kStrips],
-                                           const Fragment& x_sum) const {
+  __device__ __forceinline__ void put_sums(float* slab, const Fragment (&sum)[kStrips]) const {
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
 #pragma unroll
@@ -343,9 +425,7 @@ struct StreamingKernel {
         float* const row = slab + token * kExchangePitch + lane / 4 + 8 * (i / 2);
 #pragma unroll
         for (int s = 0; s < kStrips; ++s) {
-          float v = sum[s][t][i];
-          if constexpr (!kScaled) v -= (kCodeBias + implicit_zero(kConfig.weight)) * x_sum[t][i];
-          row[s * layout::kStripRows] = v * unit(i / 2);
+          row[s * layout::kStripRows] = sum[s][t][i] * unit(i / 2);
         }
       }
     }
@@ -357,19 +437,24 @@ struct StreamingKernel {
                                               int rank) const {
     const int rows = strips * layout::kStripRows;
     const std::uint32_t slab_bytes = p.m * kExchangePitch * 4;
-    for (int e = rank * kWarps * kWarpSize + threadIdx.x; e < rows * p.m;
+#pragma unroll 1
+    for (int e = rank * kWarps * kWarpSize + threadIdx.x; e < kConfig.tile_n * p.m;
          e += p.cluster_k * kWarps * kWarpSize) {
-      const int m = e / rows;
-      const int row = e - m * rows;
+      const int m = e / kConfig.tile_n;
+      const int row = e % kConfig.tile_n;
       const int n = first_strip * layout::kStripRows + row;
-      if (n >= p.n) continue;
+      if (row >= rows || n >= p.n) continue;
       const std::uint32_t at = exchange + (m * kExchangePitch + row) * 4;
       float total = 0.f;
-      for (int r = 0; r < p.cluster_k; ++r) {
+      if (p.cluster_k == 1) {
 #pragma unroll
-        for (int w = 0; w < kWarps; ++w) {
-          total += p.cluster_k == 1 ? ptx::ld_shared_f32(at + w * slab_bytes)
-                                    : ptx::ld_shared_cluster_f32(at + w * slab_bytes, r);
+        for (int w = 0; w < kWarps; ++w) total += ptx::ld_shared_f32(at + w * slab_bytes);
+      } else {
+        for (int r = 0; r < p.cluster_k; ++r) {
+#pragma unroll
+          for (int w = 0; w < kWarps; ++w) {
+            total += ptx::ld_shared_cluster_f32(at + w * slab_bytes, r);
+          }
         }
       }
       store(total, n, m);
@@ -398,35 +483,20 @@ __global__ void __launch_bounds__(streaming_threads(Variant::config),
   constexpr KernelConfig kConfig = Variant::config;
   constexpr int kWarps = Kernel::kWarps;
   extern __shared__ __align__(1024) char smem[];
-  const int warp = threadIdx.x / kWarpSize;
+  const int warp = ptx::uniform(threadIdx.x / kWarpSize);
   const int lane = threadIdx.x % kWarpSize;
   const int stage_bytes = streaming_stage_bytes(kConfig, p.m);
 
   // Shared memory: rings, barriers, exchange area.
-  char* const ring = smem + warp * p.stages * stage_bytes;
-  char* const barriers = smem + kWarps * p.stages * stage_bytes;
-  float* const exchange = reinterpret_cast<float*>(barriers + kWarps * p.stages * 8);
-  const std::uint32_t my_barriers = ptx::smem_address(barriers) + warp * p.stages * 8;
-  if (lane == 0) {  // one arrival: the announcement of the bytes
-    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(my_barriers + 8 * i, 1);
+  const Kernel kernel(p, smem, warp, lane, streaming_x_pitch_bytes(kConfig, p.m),
+                      streaming_x_bytes(kConfig, p.m), stage_bytes);
+  float* const exchange = reinterpret_cast<float*>(smem + kWarps * p.stages * (stage_bytes + 8));
+  if (lane == 0) {  // arrivals: the announcement of the bytes, and every lane's copies of X
+    const int arrivals = kernel.x_copied ? 1 + kWarpSize : 1;
+    for (int i = 0; i < p.stages; ++i) ptx::mbarrier_init(kernel.barriers + 8 * i, arrivals);
     ptx::fence_mbarrier_init();
   }
   __syncwarp();
-
-  const bool x_boxed = streaming_x_boxed(p.m);
-  const int x_pitch = streaming_x_pitch_bytes(kConfig, p.m);
-  const Kernel kernel{p,
-                      ring,
-                      ptx::smem_address(ring),
-                      my_barriers,
-                      stage_bytes,
-                      lane,
-                      x_boxed,
-                      streaming_x_bytes(kConfig, p.m),
-                      x_pitch,
-                      {Kernel::x_lane_offset(x_boxed, p.m, x_pitch, lane, 0),
-                       Kernel::x_lane_offset(x_boxed, p.m, x_pitch, lane, 1)},
-                      x_boxed ? kConfig.tile_m * 128 : 128};
   using Chunk = typename Kernel::Chunk;
 
   // This cluster's strips, this warp's k-blocks.
@@ -436,59 +506,58 @@ __global__ void __launch_bounds__(streaming_threads(Variant::config),
   const int strip_end =
       strip_begin + p.strips_per_cluster + (cluster < p.clusters_with_one_more ? 1 : 0);
   const int split = rank * kWarps + warp;
-  const int block_begin = split * p.blocks_per_warp + min(split, p.warps_with_one_more);
-  const int blocks = p.blocks_per_warp + (split < p.warps_with_one_more ? 1 : 0);
+  const int block_begin = 2 * (split * p.pairs_per_warp + min(split, p.warps_with_one_more));
+  const int blocks = min(2 * (p.pairs_per_warp + (split < p.warps_with_one_more ? 1 : 0)),
+                         (p.k + layout::kBlockK - 1) / layout::kBlockK - block_begin);
 
   // The ring runs over (pass, chunk), chunk fastest. `ahead` walks in front of the consumer.
   struct Place {
     int strip, block;
+    typename Kernel::XSource x;
   };
-  const auto chunk_at = [&](const Place& at) {
-    return Chunk{block_begin + at.block, min(Kernel::kKBlocks, blocks - at.block)};
+  const auto first_x = kernel.x_source(block_begin * layout::kBlockK);
+  const auto chunk_at = [&](int block) {
+    return Chunk{block_begin + block, min(Kernel::kKBlocks, blocks - block)};
   };
-  const auto strips_at = [&](const Place& at) {
-    return min(Kernel::kStrips, strip_end - at.strip);
+  const auto load_weights = [&](int stage, const Place& at) {
+    kernel.load_weights(stage, at.strip, min(Kernel::kStrips, strip_end - at.strip),
+                        chunk_at(at.block));
   };
   const auto advance = [&](Place& at) {
     at.block += Kernel::kKBlocks;
-    if (at.block >= blocks) at = {at.strip + Kernel::kStrips, 0};
+    at.x.advance();
+    if (at.block >= blocks) at = {at.strip + Kernel::kStrips, 0, first_x};
   };
   const auto valid = [&](const Place& at) { return at.strip < strip_end && blocks > 0; };
 
-  Place ahead{strip_begin, 0};
-  for (int i = 0; i < p.stages && valid(ahead); ++i, advance(ahead)) {
-    kernel.load_weights(i, ahead.strip, strips_at(ahead), chunk_at(ahead));
-  }
+  Place ahead{strip_begin, 0, first_x};
+  int filled = 0;
+  for (; filled < p.stages && valid(ahead); ++filled, advance(ahead)) load_weights(filled, ahead);
+  float* const slab = exchange + warp * p.m * Kernel::kExchangePitch;  // this warp's sums
+  if (lane == 0) device::touch_params(p, reinterpret_cast<std::uint32_t*>(slab));
   if (p.pdl) {
     ptx::griddepcontrol_launch_dependents();
     ptx::griddepcontrol_wait();
   }
-  Place first{strip_begin, 0};
-  for (int i = 0; i < p.stages && valid(first); ++i, advance(first)) {
-    kernel.load_x(i, chunk_at(first));
-  }
+  Place first{strip_begin, 0, first_x};
+#pragma unroll 1
+  for (int i = 0; i < filled; ++i, advance(first)) kernel.load_x(i, first.x);
   int stage = 0;
   std::uint32_t phase = 0;
   for (int strip = strip_begin; strip < strip_end; strip += Kernel::kStrips) {
     const int strips = min(Kernel::kStrips, strip_end - strip);
     typename Kernel::Fragment sum[Kernel::kStrips] = {};
-    typename Kernel::Fragment x_sum = {};
     for (int done = 0; done < blocks; done += Kernel::kKBlocks) {
-      const Chunk chunk = chunk_at({strip, done});
-      ptx::mbarrier_wait(my_barriers + 8 * stage, phase);
-      kernel.complete_x(stage, chunk);
-      const int first_group = kernel.first_group(chunk);
-      const char* const data = ring + stage * stage_bytes;
+      const Chunk chunk = chunk_at(done);
+      ptx::mbarrier_wait(kernel.barriers + 8 * stage, phase);
+      if (!kernel.x_copied) kernel.read_x(stage, chunk);
+      const char* const data = kernel.ring + stage * stage_bytes;
       const std::uint32_t stage_x = kernel.ring_base + stage * stage_bytes;
-#pragma unroll 1
-      for (int block = 0; block < chunk.count; ++block) {
-        kernel.multiply_block(data, stage_x, block, (chunk.first + block) * layout::kBlockK,
-                              first_group, sum, x_sum);
-      }
+      kernel.multiply_chunk(data, stage_x, chunk, sum);
       __syncwarp();  // every lane has read the stage
       if (valid(ahead)) {
-        kernel.load_weights(stage, ahead.strip, strips_at(ahead), chunk_at(ahead));
-        kernel.load_x(stage, chunk_at(ahead));
+        load_weights(stage, ahead);
+        kernel.load_x(stage, ahead.x);
         advance(ahead);
       }
       if (++stage == p.stages) {
@@ -496,7 +565,7 @@ __global__ void __launch_bounds__(streaming_threads(Variant::config),
         phase ^= 1u;
       }
     }
-    kernel.put_sums(exchange + warp * p.m * Kernel::kExchangePitch, sum, x_sum);
+    kernel.put_sums(slab, sum);
     if (p.cluster_k > 1) {
       ptx::barrier_cluster_arrive();
       ptx::barrier_cluster_wait();

@@ -24,6 +24,7 @@
 
 #include "device/dequant.cuh"
 #include "device/output.cuh"
+#include "device/params.cuh"
 #include "device/ring.cuh"
 #include "device/tile_scheduler.cuh"
 #include "epilogues/standard.cuh"
@@ -299,7 +300,7 @@ struct TiledKernel {
   }
 
   __device__ __forceinline__ void consume(int warpgroup) const {
-    const int warp = threadIdx.x / kWarpSize % 4;
+    const int warp = ptx::uniform(threadIdx.x / kWarpSize % 4);
     const int lane = threadIdx.x % kWarpSize;
     const int in_tile = kPingpong ? 0 : warpgroup;
     const int sharers = p.cluster_n * p.cluster_m;
@@ -376,6 +377,9 @@ __global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.
     ring.init(p.x_by_tma ? 1 : 1 + kWarpgroupThreads, Kernel::kReleasingWarps * sharers);
     ptx::fence_mbarrier_init();
   }
+  if (threadIdx.x == kWarpSize) {  // the slab is used by epilogues only
+    device::touch_params(p, reinterpret_cast<std::uint32_t*>(smem + ring_bytes));
+  }
   if (cluster_size > 1) {  // peers must not multicast into, or arrive on, barriers not yet there
     ptx::barrier_cluster_arrive();
     ptx::barrier_cluster_wait();
@@ -391,7 +395,7 @@ __global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.
                       ptx::cluster_ctaid(),
                       ptx::clusterid_z(),
                       ptx::nclusterid_z()};
-  const int warpgroup = threadIdx.x / kWarpgroupThreads;
+  const int warpgroup = ptx::uniform(threadIdx.x / kWarpgroupThreads);
   if (warpgroup == Kernel::kConsumers) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
     if (!p.x_by_tma) {

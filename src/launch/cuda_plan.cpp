@@ -171,13 +171,11 @@ class CudaPlan final : public Plan::Impl {
 
   Status encode_maps(const PreparedLaunch& launch, const RunArgs& args, bool tma, Params& p) const {
     const KernelConfig& c = entry_.config;
-    // The streaming kernel copies codes by address, and the rows of one or two tokens too.
-    const bool tiled = select::is_tiled(c);
-    if (tma && (tiled || streaming_x_boxed(p.m))) {
-      const auto shape = launch::x_map(c, launch.config, problem(), args.x, args.ldx);
-      if (Status s = encode(shape, p.x_map); !s) return s;
-    }
-    if (tiled) {
+    if (select::is_tiled(c)) {  // the streaming kernel copies codes and activations by address
+      if (tma) {
+        const auto shape = launch::x_map(c, launch.config, problem(), args.x, args.ldx);
+        if (Status s = encode(shape, p.x_map); !s) return s;
+      }
       const auto shape = launch::codes_map(c, launch.config, args.weight);
       if (Status s = encode(shape, p.codes_map); !s) return s;
     }

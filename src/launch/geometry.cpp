@@ -165,10 +165,10 @@ Params params_template(const KernelConfig& c, const LaunchConfig& l, const Probl
     const std::int64_t strips = layout::num_strips(problem.n);
     p.strips_per_cluster = static_cast<int>(strips / g.clusters);
     p.clusters_with_one_more = static_cast<int>(strips % g.clusters);
-    const std::int64_t k_blocks = layout::num_k_blocks(problem.k);
+    const std::int64_t pairs = ceil_div(layout::num_k_blocks(problem.k), 2);
     const int splits = streaming_warps(c) * l.cluster_k;
-    p.blocks_per_warp = static_cast<int>(k_blocks / splits);
-    p.warps_with_one_more = static_cast<int>(k_blocks % splits);
+    p.pairs_per_warp = static_cast<int>(pairs / splits);
+    p.warps_with_one_more = static_cast<int>(pairs % splits);
   }
   p.raster_m = l.raster_m;
   p.cluster_n = l.cluster_n;

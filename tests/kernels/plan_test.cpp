@@ -223,7 +223,7 @@ TEST(Plan, IsRememberedAndExplainsItself) {
   EXPECT_EQ(a->config_id(), b->config_id());
   const std::string why = a->explain();
   EXPECT_EQ(why.substr(0, a->config_id().size()), a->config_id());
-  EXPECT_NE(why.find("best candidates"), std::string::npos) << why;
+  EXPECT_NE(why.find("estimated     tuned"), std::string::npos) << why;
   EXPECT_EQ(why.back(), '\n');
   // The whole id asks for the same plan again.
   PlanOptions options;
