@@ -163,10 +163,6 @@ class MIXGEMM_API SafetensorsWriter {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Whether a packed weight's columns are in the order of the input features, or in another that a
-/// stored permutation gives (PackedView::permutation).
-enum class ColumnOrder : std::uint8_t { natural = 0, permuted = 1 };
-
 /// The header of one packed weight in a file (docs/file_format.md).
 struct PackedLayerInfo {
   std::string name;

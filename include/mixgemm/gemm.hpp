@@ -36,6 +36,9 @@ struct Problem {
   Device device = Device::cpu;
   bool deterministic = true;     ///< same inputs, same bits, run to run
   bool batch_invariant = false;  ///< a row of X gives the same bits of Y for every M
+  /// permuted: the weight has a permutation, and the plan puts X's columns in its order first, in
+  /// the workspace.
+  ColumnOrder columns = ColumnOrder::natural;
 };
 
 /// Options of plan().
@@ -49,7 +52,7 @@ struct PlanOptions {
 struct RunArgs {
   const void* x = nullptr;         ///< [M, K] row-major
   std::int64_t ldx = 0;            ///< ≥ K
-  PackedView weight;               ///< must match the plan's N, K, spec, device; no permutation
+  PackedView weight;               ///< must match the plan's N, K, spec, device, column order
   void* y = nullptr;               ///< [M, N] row-major
   std::int64_t ldy = 0;            ///< ≥ N
   const void* bias = nullptr;      ///< [N], required exactly when the problem has a bias
@@ -126,7 +129,7 @@ MIXGEMM_API std::vector<DeviceInfo> devices();
 
 /// The oracle: Y in fp64 from the unrounded dequantized weight, on the CPU, alpha, bias, activation
 /// and residual applied in fp64. args.y: double [M, ldy]; everything else as in Plan::run with a
-/// CPU view, except that a weight may have a permutation, for which X stays as it is.
+/// CPU view, except that a weight may have a permutation whatever Problem::columns says.
 MIXGEMM_API Status reference_gemm(const Problem& problem, const RunArgs& args);
 
 }  // namespace mixgemm

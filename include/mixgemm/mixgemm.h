@@ -101,6 +101,13 @@ typedef enum mixgemm_activation {
 
 typedef enum mixgemm_device { MIXGEMM_CPU = 0, MIXGEMM_CUDA = 1 } mixgemm_device_t;
 
+/* Whether a packed weight's columns are in the order of the input features, or in that of its
+ * permutation. */
+typedef enum mixgemm_column_order {
+  MIXGEMM_COLUMNS_NATURAL = 0,
+  MIXGEMM_COLUMNS_PERMUTED = 1
+} mixgemm_column_order_t;
+
 /* How the numbers of a quantized weight are to be read. Fixed size: part of other structs. */
 typedef struct mixgemm_quant_spec {
   int32_t type;       /* mixgemm_weight_type_t */
@@ -189,15 +196,17 @@ typedef struct mixgemm_weight_info {
 MIXGEMM_API mixgemm_status_t mixgemm_weight_get_info(const mixgemm_weight_t* weight,
                                                      mixgemm_weight_info_t* info);
 
-/* The order of the packed columns, K indices in host memory: column j multiplies column
- * permutation[j] of X. NULL where they are in order, which is the rule; checkpoints quantized in
- * activation order have one. mixgemm_plan_run() refuses such a weight: put X in its order with
- * mixgemm_weight_gather_columns() and multiply with mixgemm_weight_for_gathered_x(). Valid as long
+/* The order of the packed columns, K indices where the weight is, in host memory or on its CUDA
+ * device: column j multiplies column permutation[j] of X. NULL where they are in order, which is
+ * the rule; checkpoints quantized in activation order have one. A plan with problem.columns =
+ * MIXGEMM_COLUMNS_PERMUTED takes such a weight and gathers X's columns itself, in its workspace. Or
+ * gather them once for several weights of one order, with mixgemm_weight_gather_columns() in host
+ * memory or a kernel of your own, and multiply with mixgemm_weight_for_gathered_x(). Valid as long
  * as the weight. */
 MIXGEMM_API const int32_t* mixgemm_weight_permutation(const mixgemm_weight_t* weight);
 
-/* gathered[m, j] = x[m, permutation[j]], or x[m, j] without one. 16-bit elements in host memory;
- * ldx and ldg >= K elements; the two don't overlap. num_threads 0: all cores. */
+/* gathered[m, j] = x[m, permutation[j]], or x[m, j] without one. 16-bit elements and the weight in
+ * host memory; ldx and ldg >= K elements; the two don't overlap. num_threads 0: all cores. */
 MIXGEMM_API mixgemm_status_t mixgemm_weight_gather_columns(const mixgemm_weight_t* weight,
                                                            const void* x, int64_t m, int64_t ldx,
                                                            void* gathered, int64_t ldg,
@@ -254,13 +263,13 @@ typedef struct mixgemm_problem {
   int32_t device;          /* mixgemm_device_t */
   int32_t deterministic;   /* same inputs, same bits, run to run; default 1 */
   int32_t batch_invariant; /* a row of x gives the same bits of y for every M; default 0 */
-  int32_t reserved;        /* 0 */
+  int32_t columns;         /* mixgemm_column_order_t, the weight's; default natural */
 } mixgemm_problem_t;
 
 #define MIXGEMM_PROBLEM_INIT                                                        \
   {                                                                                 \
     sizeof(mixgemm_problem_t), 0, 0, 0, MIXGEMM_F16, MIXGEMM_QUANT_SPEC_INIT, 0, 0, \
-        MIXGEMM_ACTIVATION_NONE, MIXGEMM_CPU, 1, 0, 0                               \
+        MIXGEMM_ACTIVATION_NONE, MIXGEMM_CPU, 1, 0, MIXGEMM_COLUMNS_NATURAL         \
   }
 
 typedef struct mixgemm_plan_options {

@@ -28,6 +28,10 @@ enum class Activation : std::uint8_t { none = 0, relu = 1, gelu = 2, silu = 3 };
 /// Where pointers live and where a plan runs.
 enum class Device : std::uint8_t { cpu = 0, cuda = 1 };
 
+/// Whether a packed weight's columns are in the order of the input features, or in another that a
+/// permutation gives (PackedView::permutation).
+enum class ColumnOrder : std::uint8_t { natural = 0, permuted = 1 };
+
 /// Number of bits of one code.
 constexpr int bits_of(WeightType type) { return type == WeightType::int4 ? 4 : 8; }
 

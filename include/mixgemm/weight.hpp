@@ -84,8 +84,9 @@ struct PackedView {
   const void* zeros = nullptr;
   std::int64_t codes_pitch_bytes = 0;  ///< from one strip's codes to the next strip's
   std::int64_t groups_pitch = 0;       ///< groups from one strip's scales (and zeros) to the next's
-  /// [K] in host memory, or nullptr where columns are in order: packed column j multiplies column
-  /// permutation[j] of X. Plan::run() refuses a view that has one; gather_columns() first.
+  /// [K] where the weight is, in host memory or (16-byte aligned) on the device, or nullptr where
+  /// columns are in order: packed column j multiplies column permutation[j] of X. A plan for
+  /// ColumnOrder::permuted takes such a view as it is; others take for_gathered_x().
   const std::int32_t* permutation = nullptr;
 
   std::int64_t groups() const { return num_groups(k, spec.group_size); }
@@ -106,7 +107,8 @@ class MIXGEMM_API PackedWeight {
       : view_(view), storage_(std::move(storage)) {}
 
   const PackedView& view() const { return view_; }
-  /// The permutation of the columns, K indices; empty where they are in order.
+  /// The permutation of the columns, K indices where the weight is (of a weight on a CUDA device
+  /// not to be read here); empty where they are in order.
   std::span<const std::int32_t> permutation() const {
     if (view_.permutation == nullptr) return {};
     return {view_.permutation, static_cast<std::size_t>(view_.k)};
@@ -136,7 +138,9 @@ MIXGEMM_API Result<PackedWeight> quantize_packed(const void* w, DataType type, s
 /// Puts X's columns in the order of the weight's packed columns: gathered[m, j] =
 /// x[m, permutation[j]], a plain copy where the weight has no permutation. Multiply with
 /// for_gathered_x() then. x: [M, K], gathered: [M, K], 16-bit elements, leading dimensions ldx,
-/// ldg ≥ K, both in host memory, not overlapping. M may be 0. Fails with invalid_argument.
+/// ldg ≥ K, and the weight in host memory, not overlapping. M may be 0. Fails with
+/// invalid_argument. Plans for ColumnOrder::permuted do it themselves; this serves where several
+/// weights share an order, so that X is gathered once.
 MIXGEMM_API Status gather_columns(const PackedView& weight, const void* x, std::int64_t m,
                                   std::int64_t ldx, void* gathered, std::int64_t ldg,
                                   int num_threads = 0);
@@ -153,8 +157,8 @@ MIXGEMM_API Result<PackedView> slice_k(const PackedView& weight, std::int64_t k_
                                        std::int64_t k_end);
 
 /// Copies a packed weight to the current CUDA device; integer zeros become 16-bit floats there.
-/// Fails on a weight with a permutation: gather X's columns and copy for_gathered_x().
-/// Fails with unsupported in a CPU-only build or without a usable device. Synchronous.
+/// A permutation goes along. Fails with unsupported in a CPU-only build or without a usable device.
+/// Synchronous.
 MIXGEMM_API Result<PackedWeight> to_cuda(const PackedWeight& weight);
 
 }  // namespace mixgemm

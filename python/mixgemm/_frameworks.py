@@ -58,7 +58,9 @@ class NumPy:
         return 0  # the legacy default stream
 
     @staticmethod
-    def workspace(array: Any) -> Workspace:
+    def workspace(array: Any, stream: int | None) -> Workspace:
+        """Allocates scratch memory for work on a stream; None: the current one. The memory may be
+        given out again, for the same stream, as soon as the work is enqueued."""
         def refuse(num_bytes: int) -> tuple[Any, int]:
             raise InvalidArgumentError(
                 f"this product needs {num_bytes} bytes of scratch memory on the device, and "
@@ -81,9 +83,13 @@ class Torch(NumPy):
         return sys.modules["torch"].cuda.current_stream(ordinal).cuda_stream
 
     @staticmethod
-    def workspace(array: Any) -> Workspace:
+    def workspace(array: Any, stream: int | None) -> Workspace:
+        torch = sys.modules["torch"]
+
         def allocate(num_bytes: int) -> tuple[Any, int]:
-            memory = array.new_empty(num_bytes, dtype=sys.modules["torch"].uint8)
+            with (nullcontext() if stream is None
+                  else torch.cuda.stream(torch.cuda.ExternalStream(stream, array.device))):
+                memory = array.new_empty(num_bytes, dtype=torch.uint8)
             return memory, memory.data_ptr()
         return allocate
 
@@ -100,10 +106,13 @@ class CuPy(NumPy):
             return sys.modules["cupy"].cuda.get_current_stream().ptr
 
     @staticmethod
-    def workspace(array: Any) -> Workspace:
+    def workspace(array: Any, stream: int | None) -> Workspace:
+        cupy = sys.modules["cupy"]
+
         def allocate(num_bytes: int) -> tuple[Any, int]:
-            with array.device:
-                memory = sys.modules["cupy"].empty(num_bytes, "uint8")
+            with array.device, (nullcontext() if stream is None
+                                else cupy.cuda.ExternalStream(stream)):
+                memory = cupy.empty(num_bytes, "uint8")
             return memory, memory.data.ptr
         return allocate
 
@@ -127,11 +136,14 @@ class Jax(NumPy):
         return out.array
 
     @staticmethod
-    def workspace(array: Any) -> Workspace:
+    def workspace(array: Any, stream: int | None) -> Workspace:
+        kept = []  # as long as the function, until the product has been waited for
+
         def allocate(num_bytes: int) -> tuple[Any, int]:
             jax = sys.modules["jax"]
             with jax.default_device(next(iter(array.devices()))):
                 memory = jax.numpy.zeros(num_bytes, "uint8").block_until_ready()
+            kept.append(memory)
             return memory, memory.unsafe_buffer_pointer()
         return allocate
 

@@ -67,9 +67,10 @@ def matmul(x: Any, packed: _core.PackedWeight, bias: Any = None, epilogue: str |
     arrays = [x, out, bias, residual]
     if bf16:
         arrays = [a.view(np.uint16) if is_numpy_bf16(a) else a for a in arrays]
+    workspace = framework.workspace(x, None if stream is None else handle)
     with framework.on_device(ordinal):
         _core.matmul(arrays[0], packed, *arrays[1:], epilogue or "none", alpha, handle,
-                     framework.workspace(x),
+                     workspace,
                      _core.Options(kernel, num_threads, deterministic, batch_invariant), pdl, bf16)
     return framework.finish(out, ordinal, handle) if made else out
 

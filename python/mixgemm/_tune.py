@@ -103,6 +103,7 @@ def tune(packed: _core.PackedWeight, m: int | Iterable[int], dtype: Any = None, 
                                    f"`device`; got one on {packed.device}")
     if not seconds > 0:
         raise InvalidArgumentError(f"seconds must be more than 0; got {seconds}")
+    packed = packed.for_gathered_x()  # what is tuned is the product, not the gather before it
     dtype = packed.scale_dtype if dtype is None else dtype_name(dtype)
     rows = [m] if isinstance(m, int) else list(m)
     for one in rows:

@@ -43,6 +43,18 @@ def _f32_from_bits(bits: np.ndarray, dtype: str) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+def _int32(permutation: Any) -> np.ndarray | None:
+    """Indices as int32, which no value may be changed by."""
+    if permutation is None:
+        return None
+    given = np.asarray(permutation)
+    if given.dtype.kind not in "iu" or given.size and not (-2**31 <= given.min()
+                                                            and given.max() < 2**31):
+        raise InvalidArgumentError("permutation must hold integers in 0 .. K - 1; got "
+                                   f"{given.dtype} {given.max(initial=0) if given.size else ''}")
+    return np.ascontiguousarray(given, np.int32)
+
+
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
     """A quantized weight, independent of any kernel: codes and how to read them.
@@ -55,6 +67,8 @@ class QuantizedWeight:
     scales: float32 [N, G], whose values are of `scale_dtype`; G = ceil(K / group_size), or 1.
     zeros: None; uint8 [N, G] codes (integer); float32 [N, G] of `scale_dtype` (scaled).
     group_size: consecutive k that share a scale, 16, 32, 64 or 128; 0: one scale per row.
+    permutation: None; or int32 [K], every index once: column j of the codes belongs to input feature
+        permutation[j], as where a checkpoint was quantized in activation order.
 
     `pack` checks it all.
     """
@@ -66,6 +80,7 @@ class QuantizedWeight:
     group_size: int = 128
     zero: str = "none"
     scale_dtype: str = "float16"
+    permutation: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -78,7 +93,8 @@ class QuantizedWeight:
         return self.codes.shape[1]
 
     def dequantize(self) -> np.ndarray:
-        """The weights that the codes stand for, float32 [N, K]."""
+        """The weights that the codes stand for, float32 [N, K], columns in the order of the input
+        features."""
         return _core.dequantize(*self._parts())
 
     def _parts(self) -> tuple[Any, ...]:
@@ -90,16 +106,17 @@ class QuantizedWeight:
         zeros = self.zeros
         if self.zero == "scaled" and zeros is not None:
             zeros = _bits_from_f32(np.asarray(zeros), scale_dtype, "zeros")
-        return self.codes, scales, zeros, self.bits, self.group_size, self.zero, scale_dtype
+        return (self.codes, scales, zeros, _int32(self.permutation), self.bits, self.group_size,
+                self.zero, scale_dtype)
 
     @classmethod
     def _from_parts(cls, parts: tuple[Any, ...], bits: int, group_size: int, zero: str,
                     scale_dtype: str) -> QuantizedWeight:
-        codes, scales, zeros = parts
+        codes, scales, zeros, permutation = parts
         if zero == "scaled":
             zeros = _f32_from_bits(zeros, scale_dtype)
         return cls(codes, _f32_from_bits(scales, scale_dtype), zeros, bits, group_size, zero,
-                   scale_dtype)
+                   scale_dtype, permutation)
 
 
 def _dense(w: Any) -> tuple[Any, bool]:
@@ -152,7 +169,8 @@ def pack(q: QuantizedWeight, *, num_threads: int = 0) -> _core.PackedWeight:
 
 
 def unpack(p: _core.PackedWeight, *, num_threads: int = 0) -> QuantizedWeight:
-    """The exact inverse of `pack`: unpack(pack(q)) has q's codes, scales and zeros, bit for bit.
+    """The exact inverse of `pack`: unpack(pack(q)) has q's codes, scales, zeros and permutation, bit
+    for bit.
 
     p: on the CPU; slices too.
     """

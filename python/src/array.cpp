@@ -43,6 +43,7 @@ nb::dlpack::dtype dtype_from_text(std::string_view text) {
   if (text == "float16") return make(Code::Float, 16);
   if (text == "bfloat16") return make(Code::Bfloat, 16);
   if (text == "float32") return make(Code::Float, 32);
+  if (text == "int32") return make(Code::Int, 32);
   return make(Code::UInt, 8);
 }
 

@@ -66,7 +66,8 @@ void save(const std::string& path, const std::map<std::string, PlacedWeight>& pa
   for (const auto& [key, value] : metadata) writer.set_metadata(key, value).throw_if_error();
   for (const auto& [name, weight] : packed) {
     const PackedView& view = weight.view();
-    writer.declare_packed(name, view.n, view.k, view.spec).throw_if_error();
+    const auto columns = view.permutation == nullptr ? ColumnOrder::natural : ColumnOrder::permuted;
+    writer.declare_packed(name, view.n, view.k, view.spec, columns).throw_if_error();
   }
   for (const auto& [name, tensor] : tensors) {
     writer.declare_dense(name, tensor.dtype, tensor.shape).throw_if_error();

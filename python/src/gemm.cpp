@@ -46,6 +46,7 @@ Plan make_plan(const PackedView& weight, Place place, std::int64_t m, DataType a
   problem.device = place.device;
   problem.deterministic = options.deterministic;
   problem.batch_invariant = options.batch_invariant;
+  if (weight.permutation != nullptr) problem.columns = ColumnOrder::permuted;
   PlanOptions plan_options;
   plan_options.kernel = options.kernel;
   plan_options.num_threads = options.num_threads;
@@ -197,6 +198,7 @@ class BoundWeight {
               const std::tuple<std::uintptr_t, std::size_t>& codes,
               const std::tuple<std::uintptr_t, std::size_t>& scales,
               const std::tuple<std::uintptr_t, std::size_t>& zeros,
+              const std::tuple<std::uintptr_t, std::size_t>& permutation,
               const std::tuple<std::uintptr_t, std::size_t>& bias, bool pdl) {
     place_ = {is_cuda ? Device::cuda : Device::cpu, is_cuda ? ordinal : 0};
     act_ = parse_dtype(dtype, "dtype");
@@ -222,6 +224,17 @@ class BoundWeight {
     view_.scales = static_cast<const std::uint16_t*>(address_of("scales", scales, per_group * 2));
     if (view_.spec.zero != ZeroKind::none) {
       view_.zeros = address_of("zeros", zeros, per_group * (byte_zeros ? 1 : 2));
+    }
+    if (std::get<0>(permutation) != 0) {
+      view_.permutation =
+          static_cast<const std::int32_t*>(address_of("permutation", permutation, k * 4));
+      // On a device the gather reads zeros for such an index.
+      for (std::int64_t j = 0; j < (is_cuda ? 0 : k); ++j) {
+        if (view_.permutation[j] < 0 || view_.permutation[j] >= k) {
+          refuse("permutation must hold indices 0 .. ", k - 1, "; element ", j, " is ",
+                 view_.permutation[j]);
+        }
+      }
     }
     epilogue_.activation = parse_activation(activation);
     if (std::get<0>(bias) != 0) {
@@ -349,10 +362,11 @@ void bind_gemm(nb::module_& m) {
   nb::class_<BoundWeight>(m, "BoundWeight")
       .def(nb::init<std::int64_t, std::int64_t, int, int, const std::string&, const std::string&,
                     const std::string&, bool, int, const Pointer&, const Pointer&, const Pointer&,
-                    const Pointer&, bool>(),
+                    const Pointer&, const Pointer&, bool>(),
            nb::arg("n"), nb::arg("k"), nb::arg("bits"), nb::arg("group_size"), nb::arg("zero"),
            nb::arg("dtype"), nb::arg("activation"), nb::arg("is_cuda"), nb::arg("ordinal"),
-           nb::arg("codes"), nb::arg("scales"), nb::arg("zeros"), nb::arg("bias"), nb::arg("pdl"))
+           nb::arg("codes"), nb::arg("scales"), nb::arg("zeros"), nb::arg("permutation"),
+           nb::arg("bias"), nb::arg("pdl"))
       .def("dequantize", &BoundWeight::dense)
       .def("run", &BoundWeight::run, nb::arg("x"), nb::arg("m"), nb::arg("ldx"), nb::arg("y"),
            nb::arg("residual"), nb::arg("alpha"), nb::arg("stream"), nb::arg("allocate").none());

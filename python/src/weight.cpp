@@ -88,9 +88,10 @@ struct QuantizeCall {
   }
 };
 
-using CanonicalParts = std::tuple<nb::object, nb::object, nb::object>;
+using CanonicalParts = std::tuple<nb::object, nb::object, nb::object, nb::object>;
 
-/// (codes u8 [N, K], scales u16 [N, G], zeros u8 or u16 [N, G] or None).
+/// (codes u8 [N, K], scales u16 [N, G], zeros u8 or u16 [N, G] or None, permutation i32 [K] or
+/// None).
 CanonicalParts give_canonical(CanonicalWeight weight) {
   const auto n = static_cast<std::size_t>(weight.n);
   const auto k = static_cast<std::size_t>(weight.k);
@@ -101,8 +102,10 @@ CanonicalParts give_canonical(CanonicalWeight weight) {
   if (weight.spec.zero == ZeroKind::scaled) {
     zeros = give_numpy(std::move(weight.scaled_zeros), {n, groups});
   }
+  nb::object permutation = nb::none();
+  if (!weight.permutation.empty()) permutation = give_numpy(std::move(weight.permutation), {k});
   return {give_numpy(std::move(weight.codes), {n, k}),
-          give_numpy(std::move(weight.scales), {n, groups}), zeros};
+          give_numpy(std::move(weight.scales), {n, groups}), zeros, permutation};
 }
 
 template <class T>
@@ -124,8 +127,21 @@ std::vector<T> copy_matrix(nb::handle object, const char* name, std::int64_t row
   return copy;
 }
 
+std::vector<std::int32_t> take_permutation(nb::handle object, std::int64_t k) {
+  const Array array = take_array(object, "permutation", 1);
+  if (array.dtype != "int32") refuse("permutation must be int32; got ", array.dtype);
+  if (array.shape != std::vector<std::int64_t>{k}) {
+    refuse("permutation must have shape ", show_shape({k}), "; got ", show_shape(array.shape));
+  }
+  if (array.place.device != Device::cpu || (k > 1 && array.stride[0] != 1)) {
+    refuse("permutation must be contiguous on the CPU");
+  }
+  const auto* const values = static_cast<const std::int32_t*>(array.data);
+  return {values, values + k};
+}
+
 CanonicalWeight take_canonical(nb::handle codes, nb::handle scales, nb::handle zeros,
-                               const QuantSpec& spec) {
+                               nb::handle permutation, const QuantSpec& spec) {
   CanonicalWeight weight;
   const Array shape = take_array(codes, "codes", 1);
   if (shape.shape.size() != 2) {
@@ -150,6 +166,7 @@ CanonicalWeight take_canonical(nb::handle codes, nb::handle scales, nb::handle z
   } else if (spec.zero == ZeroKind::scaled) {
     weight.scaled_zeros = copy_matrix<std::uint16_t>(zeros, "zeros", weight.n, groups);
   }
+  if (!permutation.is_none()) weight.permutation = take_permutation(permutation, weight.k);
   return weight;
 }
 
@@ -185,20 +202,21 @@ PlacedWeight py_quantize_packed(nb::handle w, int bits, int group_size, const st
   return {std::move(*result).value(), {}};
 }
 
-PlacedWeight py_pack(nb::handle codes, nb::handle scales, nb::handle zeros, int bits,
-                     int group_size, const std::string& zero, const std::string& scale_dtype,
-                     int num_threads) {
+PlacedWeight py_pack(nb::handle codes, nb::handle scales, nb::handle zeros, nb::handle permutation,
+                     int bits, int group_size, const std::string& zero,
+                     const std::string& scale_dtype, int num_threads) {
   check_threads(num_threads);
-  const CanonicalWeight weight =
-      take_canonical(codes, scales, zeros, make_spec(bits, group_size, zero, scale_dtype));
+  const CanonicalWeight weight = take_canonical(codes, scales, zeros, permutation,
+                                                make_spec(bits, group_size, zero, scale_dtype));
   const nb::gil_scoped_release release;
   return {pack(weight, num_threads).value(), {}};
 }
 
-nb::object py_dequantize(nb::handle codes, nb::handle scales, nb::handle zeros, int bits,
-                         int group_size, const std::string& zero, const std::string& scale_dtype) {
-  const CanonicalWeight weight =
-      take_canonical(codes, scales, zeros, make_spec(bits, group_size, zero, scale_dtype));
+nb::object py_dequantize(nb::handle codes, nb::handle scales, nb::handle zeros,
+                         nb::handle permutation, int bits, int group_size, const std::string& zero,
+                         const std::string& scale_dtype) {
+  const CanonicalWeight weight = take_canonical(codes, scales, zeros, permutation,
+                                                make_spec(bits, group_size, zero, scale_dtype));
   std::optional<Result<std::vector<float>>> dense;
   {
     const nb::gil_scoped_release release;
@@ -208,17 +226,8 @@ nb::object py_dequantize(nb::handle codes, nb::handle scales, nb::handle zeros, 
                     {static_cast<std::size_t>(weight.n), static_cast<std::size_t>(weight.k)});
 }
 
-/// Codes, scales and zeros alone would be taken for columns in the order of the input features.
-void check_column_order(const PlacedWeight& packed, const char* what) {
-  if (packed.view().permutation == nullptr) return;
-  refuse(what,
-         " takes no weight with permuted columns (a checkpoint quantized in activation order); ",
-         "convert the checkpoint without that order, or use the mixgemm command or the C++ API");
-}
-
 CanonicalParts py_unpack(const PlacedWeight& packed, int num_threads) {
   check_threads(num_threads);
-  check_column_order(packed, "unpack");
   if (packed.place.device != Device::cpu) {
     refuse("unpack needs a packed weight on the CPU; got one on ", packed.place.name());
   }
@@ -278,8 +287,12 @@ PlacedWeight with_view(const PlacedWeight& packed, const PackedView& view) {
 /// Bytes of a part as an array [strips, ...]; a slice has gaps between its strips, hence refused.
 nb::object part(nb::handle self, const char* what) {
   const auto& packed = nb::cast<const PlacedWeight&>(self);
-  check_column_order(packed, "taking a packed weight apart");
   const PackedView& view = packed.view();
+  if (std::string_view(what) == "permutation") {
+    if (view.permutation == nullptr) return nb::none();
+    return give_array(view.permutation, {static_cast<std::size_t>(view.k)}, "int32", packed.place,
+                      self);
+  }
   const auto strips = static_cast<std::size_t>((view.n + 15) / 16);
   const auto k_blocks = static_cast<std::size_t>((view.k + 63) / 64);
   const auto groups = static_cast<std::size_t>(view.groups());
@@ -306,8 +319,9 @@ std::string show(const PlacedWeight& packed) {
   return cat(
       "<mixgemm.PackedWeight ", view.n, "x", view.k, " ", to_string(view.spec.type),
       view.spec.group_size == 0 ? std::string(" per column") : cat(" group ", view.spec.group_size),
-      " zero=", to_string(view.spec.zero), " scales ", dtype_name_of(view.spec.scale_type), " on ",
-      packed.place.name(), ", ", packed.weight.size_bytes(), " bytes>");
+      " zero=", to_string(view.spec.zero), " scales ", dtype_name_of(view.spec.scale_type),
+      view.permutation == nullptr ? "" : " permuted columns", " on ", packed.place.name(), ", ",
+      packed.weight.size_bytes(), " bytes>");
 }
 
 }  // namespace
@@ -343,7 +357,7 @@ void bind_weight(nb::module_& m) {
           "'cpu', or 'cuda:0' and so on.")
       .def_prop_ro(
           "nbytes", [](const PlacedWeight& w) { return w.weight.size_bytes(); },
-          "Bytes of codes, scales and zeros, padding included.")
+          "Bytes of codes, scales, zeros and permutation, padding included.")
       .def_prop_ro(
           "codes", [](nb::handle self) { return part(self, "codes"); },
           "The packed codes, uint8 [strips, k-blocks, bytes of a cell]: a read-only DLPack array "
@@ -356,6 +370,18 @@ void bind_weight(nb::module_& m) {
           "zeros", [](nb::handle self) { return part(self, "zeros"); },
           "The zeros, [strips, groups, 16], or None: uint8 where zero is 'integer' and the weight "
           "is on the CPU, else scale_dtype.")
+      .def_prop_ro(
+          "permutation", [](nb::handle self) { return part(self, "permutation"); },
+          "The order of the packed columns, int32 [K], or None: column j of the codes multiplies "
+          "column permutation[j] of x, as in a checkpoint quantized in activation order. `matmul` "
+          "takes care of it.")
+      .def(
+          "for_gathered_x",
+          [](const PlacedWeight& w) {
+            return PlacedWeight{w.weight.for_gathered_x(), w.place};
+          },
+          "The same weight, which shares the memory, without its permutation: for an x whose "
+          "columns are in its order already, x[..., permutation].")
       .def("to", &py_to, nb::arg("device").none(),
            nb::sig("def to(self, device: object) -> PackedWeight"),
            "A copy on a CUDA device: 'cuda' (the current one), 'cuda:1', or a torch.device; the "
@@ -385,10 +411,11 @@ void bind_weight(nb::module_& m) {
         nb::arg("group_size"), nb::arg("zero"), nb::arg("scale_dtype"), nb::arg("search_clip"),
         nb::arg("num_threads"), nb::arg("progress").none(), nb::arg("bf16_bits"));
   m.def("pack", &py_pack, nb::arg("codes"), nb::arg("scales"), nb::arg("zeros").none(),
-        nb::arg("bits"), nb::arg("group_size"), nb::arg("zero"), nb::arg("scale_dtype"),
-        nb::arg("num_threads"));
+        nb::arg("permutation").none(), nb::arg("bits"), nb::arg("group_size"), nb::arg("zero"),
+        nb::arg("scale_dtype"), nb::arg("num_threads"));
   m.def("dequantize", &py_dequantize, nb::arg("codes"), nb::arg("scales"), nb::arg("zeros").none(),
-        nb::arg("bits"), nb::arg("group_size"), nb::arg("zero"), nb::arg("scale_dtype"));
+        nb::arg("permutation").none(), nb::arg("bits"), nb::arg("group_size"), nb::arg("zero"),
+        nb::arg("scale_dtype"));
   m.def("unpack", &py_unpack, nb::arg("packed"), nb::arg("num_threads"));
 }
 

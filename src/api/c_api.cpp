@@ -230,7 +230,7 @@ Status read_problem(const mixgemm_problem_t* given, mixgemm::Problem& out) {
   if (Status s = read_enum("device", c.device, mixgemm::Device::cuda, out.device); !s) return s;
   if (Status s = read_flag("deterministic", c.deterministic, out.deterministic); !s) return s;
   if (Status s = read_flag("batch_invariant", c.batch_invariant, out.batch_invariant); !s) return s;
-  return read_reserved("reserved", c.reserved);
+  return read_enum("columns", c.columns, mixgemm::ColumnOrder::permuted, out.columns);
 }
 
 /// Moves a result into a new handle.

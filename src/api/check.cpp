@@ -252,6 +252,15 @@ bool check_call(const Problem& problem, const RunArgs& args, std::size_t workspa
   for (int i = 0; i < (problem.weight.zero == ZeroKind::none ? 2 : 3); ++i) {
     if (share_bytes(y, weight[i])) return overlap(y, weight[i]);
   }
+  Region permutation{
+      "weight.permutation", address(args.weight.permutation), 1, 4 * problem.k, 4 * problem.k, 0};
+  if (args.weight.permutation != nullptr) {
+    if (!close(permutation)) {
+      return refuse(status, "weight.permutation with K = {} does not fit the address space",
+                    problem.k);
+    }
+    if (share_bytes(y, permutation)) return overlap(y, permutation);
+  }
   if (has_bias && share_bytes(y, bias)) return overlap(y, bias);
   if (has_residual && share_bytes(y, residual)) {
     const bool in_place = residual.begin == y.begin && residual.row_bytes == y.row_bytes &&
@@ -269,6 +278,30 @@ bool check_call(const Problem& problem, const RunArgs& args, std::size_t workspa
     if (share_bytes(workspace, x)) return overlap(workspace, x);
     if (has_bias && share_bytes(workspace, bias)) return overlap(workspace, bias);
     if (has_residual && share_bytes(workspace, residual)) return overlap(workspace, residual);
+  }
+  return true;
+}
+
+/// The permutation must be there exactly where the problem says so; a plan doesn't drop it.
+bool check_permutation(const Problem& problem, const PackedView& weight, Status& status) {
+  const bool permuted = problem.columns == ColumnOrder::permuted;
+  if (permuted != (weight.permutation != nullptr)) {
+    if (permuted) {
+      return refuse(status,
+                    "weight.permutation must be given where the problem's columns are "
+                    "permuted; got null");
+    }
+    return refuse(status,
+                  "weight.permutation must be null where the problem's columns are natural: those "
+                  "of this weight (K = {}) are permuted; plan with columns = permuted, or put X in "
+                  "their order with gather_columns() and pass weight.for_gathered_x()",
+                  weight.k);
+  }
+  const std::size_t alignment =
+      problem.device == Device::cuda ? kCudaPermutationAlignment : sizeof(std::int32_t);
+  if (!aligned(weight.permutation, alignment)) {
+    return refuse(status, "weight.permutation must be aligned to {} bytes on {}; got address {}",
+                  alignment, to_string(problem.device), fmt::ptr(weight.permutation));
   }
   return true;
 }
@@ -308,6 +341,10 @@ bool check_fields(const Problem& problem, Status& status) {
   if (problem.device > Device::cuda) {
     return refuse(status, "device must be cpu or cuda; got {}", show(problem.device, false));
   }
+  if (problem.columns > ColumnOrder::permuted) {
+    return refuse(status, "columns must be natural or permuted; got the unknown value {}",
+                  static_cast<int>(problem.columns));
+  }
   if (problem.device == Device::cuda && spec.scale_type != problem.act) {
     return refuse(status, "scale_type must be act = {} on cuda; got {}", to_string(problem.act),
                   to_string(spec.scale_type));
@@ -325,14 +362,9 @@ Status check_problem(const Problem& problem) {
 
 Status check_args(const Problem& problem, const RunArgs& args, std::size_t workspace_bytes) {
   Status status;
-  if (args.weight.permutation != nullptr) {
-    refuse(status,
-           "weight.permutation must be null: the columns of this weight (K = {}) are permuted; put "
-           "X in their order with gather_columns() and pass weight.for_gathered_x()",
-           args.weight.k);
-    return status;
+  if (check_permutation(problem, args.weight, status)) {
+    check_call(problem, args, workspace_bytes, problem.device, kElementBytes, status);
   }
-  check_call(problem, args, workspace_bytes, problem.device, kElementBytes, status);
   return status;
 }
 

@@ -18,6 +18,8 @@ inline constexpr std::size_t kCodesAlignment = 16;
 /// Alignment of scales and zeros on a CUDA device (to_cuda() and slices keep it); on the CPU they
 /// need only that of their element.
 inline constexpr std::size_t kCudaScalesAlignment = 16;
+/// Alignment of a permutation on a CUDA device, where it is read by vectors.
+inline constexpr std::size_t kCudaPermutationAlignment = 16;
 
 /// Is this a problem at all: 1 ≤ M, N, K < 2^31, known enumerators, a known group size, 16-bit
 /// activations and scales, and on CUDA scale type = activation type.

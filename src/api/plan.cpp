@@ -5,6 +5,7 @@
 
 #include "api/check.hpp"
 #include "api/cpu_backend.hpp"
+#include "api/gather_plan.hpp"
 #include "api/plan_impl.hpp"
 #include "mixgemm/gemm.hpp"
 #include "mixgemm/tuning.hpp"
@@ -49,6 +50,7 @@ std::string Plan::explain() const {
 
 Result<Plan> plan(const Problem& problem, const PlanOptions& options) {
   if (Status s = check_problem(problem); !s) return s;
+  if (problem.columns == ColumnOrder::permuted) return plan_with_gather(problem, options);
   if (problem.device == Device::cpu) return cpu_backend::plan(problem, options);
 #if MIXGEMM_HAS_CUDA
   return cuda::plan(problem, options);
@@ -60,6 +62,7 @@ Result<Plan> plan(const Problem& problem, const PlanOptions& options) {
 Result<std::vector<PlanCandidate>> plan_candidates(const Problem& problem,
                                                    [[maybe_unused]] std::size_t limit) {
   if (Status s = check_problem(problem); !s) return s;
+  if (problem.columns == ColumnOrder::permuted) return plan_candidates(in_order(problem), limit);
   if (problem.device == Device::cpu) return cpu_backend::plan_candidates(problem);
 #if MIXGEMM_HAS_CUDA
   return cuda::plan_candidates(problem, limit);

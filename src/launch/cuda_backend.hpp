@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
+#include "gather_launch.hpp"
 #include "mixgemm/gemm.hpp"
 #include "mixgemm/tuning.hpp"
 
@@ -15,6 +17,18 @@ namespace mixgemm::cuda {
 /// kernels, a kernel family that this build lacks), not_found (PlanOptions::kernel names a kernel
 /// that isn't in the registry) or invalid_argument (an illegal problem or configuration id).
 Result<Plan> plan(const Problem& problem, const PlanOptions& options);
+
+/// How X's columns are put in the order of a permuted weight's on the current device.
+struct GatherPlan {
+  int ordinal = 0;
+  bool takes_pdl = false;
+  gather::Launch launch;
+};
+Result<GatherPlan> plan_gather(const Problem& problem);
+/// Enqueues it: X of `args` [M, K] → gathered [M, ldg], 16-byte aligned, ldg ≥ padded K. Fails with
+/// invalid_argument where the current device isn't the plan's.
+Status enqueue_gather(const GatherPlan& plan, const Problem& problem, const RunArgs& args,
+                      void* gathered, std::int64_t ldg);
 
 /// Every kernel of the registry. Registers are 0 where no device can be asked.
 std::vector<KernelInfo> kernels();

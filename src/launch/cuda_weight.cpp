@@ -11,6 +11,7 @@
 #include "layout/packed.hpp"
 #include "mixgemm/weight.hpp"
 #include "util/half.hpp"
+#include "weight/checks.hpp"
 
 namespace mixgemm {
 namespace {
@@ -71,13 +72,9 @@ Status check_source(const PackedView& view) {
                               view.spec.zero == ZeroKind::none ? "null" : "given",
                               to_string(view.spec.zero)));
   }
-  if (view.permutation != nullptr) {
-    return Status(
-        StatusCode::unsupported,
-        fmt::format("to_cuda: weight.permutation must be null: the columns of this weight "
-                    "(K = {}) are permuted; put X in their order with gather_columns() "
-                    "and copy weight.for_gathered_x()",
-                    view.k));
+  if (view.permutation != nullptr) {  // an index out of range would be read on the device
+    const auto size = static_cast<std::size_t>(view.k);
+    if (Status s = check_permutation({view.permutation, size}, view.k); !s) return s;
   }
   const std::int64_t strip_bytes = layout::strip_bytes(view.k, bits_of(view.spec.type));
   if (view.codes_pitch_bytes < strip_bytes) {
@@ -111,7 +108,6 @@ Result<PackedWeight> to_cuda(const PackedWeight& weight) {
                round_up(codes.bytes())};
   Piece zeros{nullptr, group_pitch_bytes, group_elems * sizeof(std::uint16_t), strips,
               scales.offset + round_up(scales.bytes())};
-  std::size_t total = zeros.offset;
   std::vector<std::uint16_t> staged;
   if (view.spec.zero == ZeroKind::integer) {
     staged = zeros_as_floats(view, strips, group_elems);
@@ -120,7 +116,12 @@ Result<PackedWeight> to_cuda(const PackedWeight& weight) {
   } else if (view.spec.zero == ZeroKind::scaled) {
     zeros.source = view.zeros;
   }
-  if (zeros.source != nullptr) total += round_up(zeros.bytes());
+  Piece permutation{view.permutation, 0, static_cast<std::size_t>(view.k) * sizeof(std::int32_t), 1,
+                    zeros.offset};
+  permutation.pitch_bytes = permutation.row_bytes;
+  if (zeros.source != nullptr) permutation.offset += round_up(zeros.bytes());
+  std::size_t total = permutation.offset;
+  if (permutation.source != nullptr) total += round_up(permutation.bytes());
 
   void* memory = nullptr;
   if (cudaError_t error = cudaMalloc(&memory, total); error != cudaSuccess) {
@@ -130,7 +131,7 @@ Result<PackedWeight> to_cuda(const PackedWeight& weight) {
   std::shared_ptr<const void> storage(
       memory, [](const void* p) { static_cast<void>(cudaFree(const_cast<void*>(p))); });
   auto* base = static_cast<std::uint8_t*>(memory);
-  for (const Piece& piece : {codes, scales, zeros}) {
+  for (const Piece& piece : {codes, scales, zeros, permutation}) {
     if (piece.source == nullptr) continue;
     const cudaError_t error =
         cudaMemcpy2D(base + piece.offset, piece.row_bytes, piece.source, piece.pitch_bytes,
@@ -149,6 +150,9 @@ Result<PackedWeight> to_cuda(const PackedWeight& weight) {
   result.codes = base;
   result.scales = reinterpret_cast<const std::uint16_t*>(base + scales.offset);
   result.zeros = zeros.source != nullptr ? base + zeros.offset : nullptr;
+  if (permutation.source != nullptr) {
+    result.permutation = reinterpret_cast<const std::int32_t*>(base + permutation.offset);
+  }
   result.codes_pitch_bytes = static_cast<std::int64_t>(codes.row_bytes);
   result.groups_pitch = view.groups();
   return PackedWeight(result, std::move(storage));

@@ -36,6 +36,11 @@ Status gather_columns(const PackedView& weight, const void* x, std::int64_t m, s
                       void* gathered, std::int64_t ldg, int num_threads) {
   const std::int64_t k = weight.k;
   if (Status status = check_size(weight.n, k); !status.ok()) return status;
+  if (weight.device != Device::cpu) {
+    return invalid(fmt::format(
+        "weight.device must be cpu; got {} (a plan with columns = permuted gathers X there)",
+        to_string(weight.device)));
+  }
   if (m < 0) return invalid(fmt::format("m must be at least 0; got {}", m));
   if (m == 0) return {};
   if (Status status = check_matrix("x", x, "ldx", ldx, k); !status.ok()) return status;

@@ -59,7 +59,7 @@ int main(void) {
   OFFSET(mixgemm_problem_t, device, 64);
   OFFSET(mixgemm_problem_t, deterministic, 68);
   OFFSET(mixgemm_problem_t, batch_invariant, 72);
-  OFFSET(mixgemm_problem_t, reserved, 76);
+  OFFSET(mixgemm_problem_t, columns, 76);
   SIZE(mixgemm_problem_t, 80);
   OFFSET(mixgemm_plan_options_t, struct_size, 0);
   OFFSET(mixgemm_plan_options_t, kernel, 8);

@@ -2,6 +2,7 @@
 """mixgemm.torch, and matmul with PyTorch tensors; each test on the CPU and on the GPU."""
 
 import copy
+import dataclasses
 import gc
 import io
 import threading
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+
+from support import random_weight  # noqa: E402
 
 import mixgemm  # noqa: E402
 import mixgemm.torch as mt  # noqa: E402
@@ -213,6 +216,86 @@ def test_from_packed_and_back(rng, device):
     x = torch.randn(3, 200, dtype=torch.float16)
     close(layer(x.to(device)), mixgemm.matmul(x, packed).double().to(device))
     assert layer.extra_repr().startswith("in_features=200, out_features=48, bias=False, bits=4")
+
+
+# ---------------------------------------------------------------- permuted columns
+
+
+def permuted(rng, n=70, k=200, zero="integer"):
+    """A packed weight with permuted columns, and its dense form."""
+    q = random_weight(rng, n, k, 4, 64, zero)
+    q = dataclasses.replace(q, permutation=rng.permutation(k).astype(np.int32))
+    return mixgemm.pack(q), torch.from_numpy(q.dequantize())
+
+
+@pytest.mark.parametrize("zero", ZEROS)
+def test_linear_with_permuted_columns(rng, device, zero):
+    packed, dense = permuted(rng, zero=zero)
+    layer = mt.Linear.from_packed(packed, device=device)
+    assert layer.permutation.dtype == torch.int32 and "permuted" in repr(layer)
+    assert torch.equal(layer.dequantize().cpu(), dense.half())
+    for m in (1, 5, 300):
+        x = torch.randn(m, 200, dtype=torch.float16, device=device)
+        y = layer(x)
+        close(y, x.double() @ dense.double().to(device).T)
+        assert torch.equal(y, layer._forward_op(x))
+        wide = torch.randn(m, 333, dtype=torch.float16, device=device)
+        assert torch.equal(layer(wide[:, 1:201]), layer(wide[:, 1:201].contiguous()))
+    for copied in (copy.deepcopy(layer), mt.Linear(200, 70, False, group_size=64, zero=zero,
+                                                   permuted=True, device=device)):
+        copied.load_state_dict(layer.state_dict())
+        assert torch.equal(copied(x), layer(x))
+    x = x[:3].clone().requires_grad_(True)
+    layer(x).backward(torch.ones(3, 70, dtype=torch.float16, device=device))
+    close(x.grad, dense.double().sum(0).to(device).expand(3, -1))
+    plain = mt.Linear.from_packed(packed.for_gathered_x(), device=device)
+    order = layer.permutation.long()
+    assert torch.equal(plain(x.detach()[:, order]), layer(x.detach()))
+    torch.library.opcheck(torch.ops.mixgemm.linear,
+                          (*arguments(layer, x.detach()), layer.permutation))
+
+
+def test_permutations_that_the_op_refuses(rng, device):
+    layer = mt.Linear.from_packed(permuted(rng)[0], device=device)
+    x = torch.zeros(2, 200, dtype=torch.float16, device=device)
+    good = dict(x=x, codes=layer.codes, scales=layer.scales, zeros=layer.zeros, n=70, group_size=64,
+                zero="integer")
+    for bad in (layer.permutation[:100], layer.permutation.long(), layer.permutation[None]):
+        with pytest.raises(InvalidArgumentError, match="permutation must be int32"):
+            mt.matmul(**good, permutation=bad)
+    with pytest.raises(InvalidArgumentError, match="permutation must be contiguous"):
+        mt.matmul(**good, permutation=torch.cat([layer.permutation] * 2)[::2])
+    outside = layer.permutation.clone()
+    outside[3] = 200
+    if device.type == "cpu":
+        with pytest.raises(InvalidArgumentError, match="indices 0 .. 199; element 3 is 200"):
+            mt.matmul(**good, permutation=outside)
+    else:
+        assert torch.isfinite(mt.matmul(**good, permutation=outside)).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("m", [1, 33, 700])
+def test_permuted_columns_on_the_gpu(rng, m):
+    packed, dense = permuted(rng, 272, 1000)
+    on_gpu = packed.to("cuda")
+    assert torch.equal(torch.from_dlpack(on_gpu.permutation).cpu(),
+                       torch.from_numpy(np.from_dlpack(packed.permutation)))
+    x = torch.randn(m, 1000, dtype=torch.float16, device="cuda")
+    y = mixgemm.matmul(x, on_gpu)
+    close(y, x.double() @ dense.double().cuda().T)
+    assert torch.equal(y, mixgemm.matmul(x, on_gpu, pdl=True))
+    assert "permuted columns" in mixgemm.explain(on_gpu, m)
+    layer = mt.Linear.from_packed(packed, device="cuda", pdl=True)
+    with torch.inference_mode():
+        layer(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = layer(x)
+        for _ in range(3):
+            x.copy_(torch.randn_like(x))
+            graph.replay()
+            assert torch.equal(found, layer(x))
 
 
 # ---------------------------------------------------------------- gradients

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """quantize, pack, unpack, slices."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import SPECS, random_weight
+from support import SPECS, random_weight, relative_error
 
 import mixgemm
 
@@ -107,3 +109,75 @@ def test_parts_keep_the_weight_alive(rng):
     for _ in range(20):  # would reuse the memory if it had been freed
         mixgemm.quantize_packed(rng.standard_normal((64, 64), np.float32))
     np.testing.assert_array_equal(codes, before)
+
+
+# ---------------------------------------------------------------- permuted columns
+
+
+def permuted_pair(rng, n=48, k=200, **spec):
+    """A weight in order, the same with permuted columns, and the permutation."""
+    in_order = random_weight(rng, n, k, spec.get("bits", 4), spec.get("group_size", 64),
+                             spec.get("zero", "integer"))
+    order = rng.permutation(k).astype(np.int32)
+    return in_order, dataclasses.replace(in_order, permutation=order), order
+
+
+def test_permuted_columns_survive_packing_and_are_undone_by_dequantize(rng):
+    in_order, permuted, order = permuted_pair(rng)
+    packed = mixgemm.pack(permuted)
+    again = mixgemm.unpack(packed)
+    np.testing.assert_array_equal(again.permutation, order)
+    np.testing.assert_array_equal(again.codes, in_order.codes)
+    np.testing.assert_array_equal(again.dequantize()[:, order], in_order.dequantize())
+    np.testing.assert_array_equal(np.from_dlpack(packed.permutation), order)
+    np.testing.assert_array_equal(np.from_dlpack(packed.codes),
+                                  np.from_dlpack(mixgemm.pack(in_order).codes))
+    assert mixgemm.pack(in_order).permutation is None
+    assert packed.for_gathered_x().permutation is None
+    assert packed.nbytes == mixgemm.pack(in_order).nbytes + 4 * 200
+    assert "permuted columns" in repr(packed)
+
+
+@pytest.mark.parametrize("m", [1, 5, 70])
+def test_products_with_permuted_columns(rng, m):
+    in_order, permuted, order = permuted_pair(rng)
+    packed = mixgemm.pack(permuted)
+    x = rng.standard_normal((m, 200)).astype(np.float16)
+    y = mixgemm.matmul(x, packed)
+    np.testing.assert_array_equal(y, mixgemm.matmul(np.ascontiguousarray(x[:, order]),
+                                                    mixgemm.pack(in_order)))
+    np.testing.assert_array_equal(y, mixgemm.matmul(np.ascontiguousarray(x[:, order]),
+                                                    packed.for_gathered_x()))
+    np.testing.assert_array_equal(y[:, 16:32], mixgemm.matmul(x, packed.slice_n(16, 32)))
+    assert relative_error(y, x.astype(np.float64) @ permuted.dequantize().T.astype(np.float64)) < 2e-3
+    plan = mixgemm.plan(packed, m)
+    assert plan.workspace_bytes >= 2 * m * 200 and "permuted columns" in plan.explain()
+
+
+def test_permuted_columns_are_saved_and_tuned(rng, tmp_path):
+    _, permuted, order = permuted_pair(rng)
+    packed = mixgemm.pack(permuted)
+    mixgemm.save(tmp_path / "w.safetensors", {"w": packed})
+    loaded = mixgemm.load(tmp_path / "w.safetensors")["w"]
+    np.testing.assert_array_equal(np.from_dlpack(loaded.permutation), order)
+    x = rng.standard_normal((2, 200)).astype(np.float16)
+    np.testing.assert_array_equal(mixgemm.matmul(x, loaded), mixgemm.matmul(x, packed))
+    assert mixgemm.tune(packed, 2, seconds=0.05)[0]["us"] > 0
+    with pytest.raises(mixgemm.UnsupportedError, match="permutation"):
+        packed.slice_k(0, 64)
+
+
+@pytest.mark.parametrize("order,match", [
+    (np.arange(199), r"permutation must hold K = 200|shape \(200,\)"),
+    (np.zeros(200, np.int32), "every index once"),
+    (np.arange(1, 201), "indices in 0 .. 199"),
+    (np.arange(200.0), "must hold integers"),
+    (np.arange(200) + 2**40, "must hold integers"),
+    (np.arange(200).reshape(2, 100), "permutation must"),
+])
+def test_permutations_that_are_none(rng, order, match):
+    in_order, _, _ = permuted_pair(rng)
+    bad = dataclasses.replace(in_order, permutation=order)
+    for use in (mixgemm.pack, mixgemm.QuantizedWeight.dequantize):
+        with pytest.raises(mixgemm.InvalidArgumentError, match=match):
+            use(bad)

@@ -26,8 +26,8 @@ class Linear(nn.Module):
     x: [..., K]; y: [..., N]. The products take x in `dtype`; a float32 x is rounded to it, and y is
     float32 again, so that a float32 model runs unchanged around the layer.
 
-    Buffers: codes (uint8), scales (dtype), zeros (asymmetric only), bias (dtype); `state_dict` has
-    them, `.to()`, `.half()` and `.bfloat16()` move and convert them. `.float()` leaves them as they
+    Buffers: codes (uint8), scales (dtype), zeros (asymmetric only), bias (dtype), permutation (int32,
+    where columns are permuted); `state_dict` has them, `.to()`, `.half()` and `.bfloat16()` move and convert them. `.float()` leaves them as they
     are. Gradients flow to x, not to the weight.
 
     Made by `from_linear`, `from_packed` or `quantize_model`; the constructor makes an empty layer to
@@ -36,7 +36,8 @@ class Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, bits: int = 4,
                  group_size: int = 128, zero: str = "none", dtype: torch.dtype = torch.float16,
-                 epilogue: str | None = None, device: Any = None, pdl: bool = False):
+                 epilogue: str | None = None, device: Any = None, pdl: bool = False,
+                 permuted: bool = False):
         super().__init__()
         if dtype not in _ops._DTYPES:
             raise InvalidArgumentError(f"dtype must be torch.float16 or torch.bfloat16; got {dtype}")
@@ -68,6 +69,8 @@ class Linear(nn.Module):
             (strips, groups, 16), dtype=dtype, device=device))
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device)
                              if bias else None)
+        self.register_buffer("permutation", torch.arange(in_features, dtype=torch.int32,
+                                                         device=device) if permuted else None)
         self._bound: tuple[Any, ...] | None = None
         self._settle_zeros()
 
@@ -105,8 +108,9 @@ class Linear(nn.Module):
                                        f"{tuple(bias.shape)}")
         layer = cls(packed.k, packed.n, bias is not None, bits=packed.bits,
                     group_size=packed.group_size, zero=packed.zero, dtype=dtype,
-                    epilogue=epilogue, device="cpu", pdl=pdl)
-        for name in ("codes", "scales", "zeros"):
+                    epilogue=epilogue, device="cpu", pdl=pdl,
+                    permuted=packed.permutation is not None)
+        for name in ("codes", "scales", "zeros", "permutation"):
             part = getattr(packed, name)
             if part is not None:
                 getattr(layer, name).copy_(torch.from_dlpack(part))
@@ -122,7 +126,8 @@ class Linear(nn.Module):
     def dequantize(self) -> torch.Tensor:
         """The dense weight [N, K] that the codes stand for, in `dtype`. Slow: by way of the CPU."""
         return torch.ops.mixgemm.dequantize(self.codes, self.scales, self.zeros, self.out_features,
-                                            self.in_features, self.group_size, self.zero)
+                                            self.in_features, self.group_size, self.zero,
+                                            self.permutation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if (type(x) is not torch.Tensor or _is_compiling() or _modes_active()
@@ -143,15 +148,17 @@ class Linear(nn.Module):
         return _ops.run(bound[0], x, k, self.out_features, None, 1.0)
 
     def _bind(self, codes, scales, bias):
-        zeros = self.zeros
+        zeros, permutation = self.zeros, self.permutation
         probe = scales.new_empty((0, self.in_features))
-        _ops.check_operands(probe, codes, scales, zeros, bias, None, self.out_features, self.zero)
+        _ops.check_operands(probe, codes, scales, zeros, bias, None, self.out_features, self.zero,
+                            permutation)
         if bias is not None and not bias.is_contiguous():
             raise InvalidArgumentError("bias must be contiguous")
         weight = _ops.bind(codes, scales, zeros, bias, self.out_features, self.in_features,
-                           self.group_size, self.zero, self.epilogue or "none", self.pdl)
+                           self.group_size, self.zero, self.epilogue or "none", self.pdl,
+                           permutation)
         self._bound = (weight, codes, scales, bias, codes.data_ptr(), scales.data_ptr(),
-                       scales.dtype, self.in_features, codes.get_device(), zeros)
+                       scales.dtype, self.in_features, codes.get_device(), zeros, permutation)
         return self._bound
 
     def _forward_op(self, x: torch.Tensor) -> torch.Tensor:
@@ -163,7 +170,7 @@ class Linear(nn.Module):
             x = x.to(self.scales.dtype)
         y = torch.ops.mixgemm.linear(x, self.codes, self.scales, self.zeros, self.bias, None,
                                      self.out_features, self.group_size, self.zero,
-                                     self.epilogue or "none", 1.0, self.pdl)
+                                     self.epilogue or "none", 1.0, self.pdl, self.permutation)
         return y.to(given) if given is torch.float32 else y
 
     def _settle_zeros(self) -> None:
@@ -211,4 +218,5 @@ class Linear(nn.Module):
         return (f"in_features={self.in_features}, out_features={self.out_features}, "
                 f"bias={self.bias is not None}, bits={self.bits}, group_size={self.group_size}, "
                 f"zero={self.zero}, dtype={self.scales.dtype}"
-                + (f", epilogue={self.epilogue}" if self.epilogue else ""))
+                + (f", epilogue={self.epilogue}" if self.epilogue else "")
+                + (", permuted" if self.permutation is not None else ""))

@@ -7,6 +7,10 @@ A packed weight is three tensors here, so that PyTorch moves, saves and keeps th
     codes   uint8 [ceil(N/16), ceil(K/64), 128 * bits]
     scales  float16 or bfloat16 [ceil(N/16), G, 16]
     zeros   None; uint8 (integer, on the CPU) or the scales' dtype (else), of the scales' shape
+
+and a fourth where columns are permuted (checkpoints quantized in activation order):
+
+    permutation  None; int32 [K]: column j of the codes multiplies column permutation[j] of x
 """
 
 from __future__ import annotations
@@ -22,12 +26,13 @@ from .._errors import InvalidArgumentError
 _library = torch.library.Library("mixgemm", "DEF")
 _library.define(
     "linear(Tensor x, Tensor codes, Tensor scales, Tensor? zeros, Tensor? bias, Tensor? residual, "
-    "int n, int group_size, str zero, str epilogue, float alpha, bool pdl) -> Tensor",
+    "int n, int group_size, str zero, str epilogue, float alpha, bool pdl, "
+    "Tensor? permutation=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides))
 
 _library.define(
-    "dequantize(Tensor codes, Tensor scales, Tensor? zeros, int n, int k, int group_size, str zero)"
-    " -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+    "dequantize(Tensor codes, Tensor scales, Tensor? zeros, int n, int k, int group_size, str zero, "
+    "Tensor? permutation=None) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 
 _DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _NO_TENSOR = (0, 0)
@@ -48,7 +53,8 @@ def _refuse(message: str) -> None:
 
 def check_operands(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor,
                    zeros: torch.Tensor | None, bias: torch.Tensor | None,
-                   residual: torch.Tensor | None, n: int, zero: str) -> None:
+                   residual: torch.Tensor | None, n: int, zero: str,
+                   permutation: torch.Tensor | None = None) -> None:
     """The rules of the op that shapes, dtypes and devices can break; for fake tensors too."""
     k = x.shape[-1] if x.dim() else 0
     if scales.dtype not in _DTYPES:
@@ -73,15 +79,19 @@ def check_operands(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor,
         if zeros.dtype != expected or zeros.shape != scales.shape:
             _refuse(f"zeros must be {expected} {tuple(scales.shape)}; got "
                     f"{zeros.dtype} {tuple(zeros.shape)}")
+    if permutation is not None and (permutation.dtype != torch.int32
+                                    or tuple(permutation.shape) != (k,)):
+        _refuse(f"permutation must be int32 ({k},); got {permutation.dtype} "
+                f"{tuple(permutation.shape)}")
     for name, tensor in (("codes", codes), ("scales", scales), ("zeros", zeros), ("bias", bias),
-                         ("residual", residual)):
+                         ("residual", residual), ("permutation", permutation)):
         if tensor is None:
             continue
         if tensor.device != x.device:
             _refuse(f"{name} must be where x is, on {x.device}; got {tensor.device}")
         if name in ("bias", "residual") and tensor.dtype != x.dtype:
             _refuse(f"{name} must have x's dtype {x.dtype}; got {tensor.dtype}")
-        if name in ("codes", "scales", "zeros") and not tensor.is_contiguous():
+        if name in ("codes", "scales", "zeros", "permutation") and not tensor.is_contiguous():
             _refuse(f"{name} must be contiguous")
     if bias is not None and tuple(bias.shape) != (n,):
         _refuse(f"bias must have shape ({n},); got {tuple(bias.shape)}")
@@ -91,13 +101,13 @@ def check_operands(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor,
 
 def bind(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None,
          bias: torch.Tensor | None, n: int, k: int, group_size: int, zero: str, epilogue: str,
-         pdl: bool) -> _core.BoundWeight:
+         pdl: bool, permutation: torch.Tensor | None = None) -> _core.BoundWeight:
     """A weight bound by address; the tensors must outlive it."""
     device = codes.device
     return _core.BoundWeight(
         n, k, codes.shape[2] // 128, group_size, zero, _DTYPES[scales.dtype], epilogue,
         device.type == "cuda", device.index or 0, _pointer(codes), _pointer(scales),
-        _pointer(zeros), _pointer(bias), pdl)
+        _pointer(zeros), _pointer(permutation), _pointer(bias), pdl)
 
 
 @functools.lru_cache(maxsize=None)
@@ -139,17 +149,19 @@ def run(weight: _core.BoundWeight, x: torch.Tensor, k: int, n: int, residual: to
     return y
 
 
-def _linear(x, codes, scales, zeros, bias, residual, n, group_size, zero, epilogue, alpha, pdl):
-    check_operands(x, codes, scales, zeros, bias, residual, n, zero)
+def _linear(x, codes, scales, zeros, bias, residual, n, group_size, zero, epilogue, alpha, pdl,
+            permutation=None):
+    check_operands(x, codes, scales, zeros, bias, residual, n, zero, permutation)
     bias = None if bias is None else bias.contiguous()
     k = x.shape[-1]
-    weight = bind(codes, scales, zeros, bias, n, k, group_size, zero, epilogue, pdl)
+    weight = bind(codes, scales, zeros, bias, n, k, group_size, zero, epilogue, pdl,
+                  permutation)
     return run(weight, x, k, n, residual, alpha)
 
 
 def _linear_fake(x, codes, scales, zeros, bias, residual, n, group_size, zero, epilogue, alpha,
-                 pdl):
-    check_operands(x, codes, scales, zeros, bias, residual, n, zero)
+                 pdl, permutation=None):
+    check_operands(x, codes, scales, zeros, bias, residual, n, zero, permutation)
     return x.new_empty((*x.shape[:-1], n))
 
 
@@ -158,16 +170,18 @@ _library.impl("linear", _linear, "CUDA")
 torch.library.register_fake("mixgemm::linear", _linear_fake, lib=_library)
 
 
-def _dequantize(codes, scales, zeros, n, k, group_size, zero):
+def _dequantize(codes, scales, zeros, n, k, group_size, zero, permutation=None):
     device = codes.device
     codes, scales = codes.cpu(), scales.cpu()
     if zeros is not None:
         zeros = zeros.cpu().to(torch.uint8 if zero == "integer" else scales.dtype)
-    weight = bind(codes, scales, zeros, None, n, k, group_size, zero, "none", False)
+    if permutation is not None:
+        permutation = permutation.cpu()
+    weight = bind(codes, scales, zeros, None, n, k, group_size, zero, "none", False, permutation)
     return torch.from_numpy(weight.dequantize()).to(device, scales.dtype)
 
 
-def _dequantize_fake(codes, scales, zeros, n, k, group_size, zero):
+def _dequantize_fake(codes, scales, zeros, n, k, group_size, zero, permutation=None):
     return scales.new_empty((n, k))
 
 
@@ -177,8 +191,9 @@ torch.library.register_fake("mixgemm::dequantize", _dequantize_fake, lib=_librar
 
 
 def _setup_context(ctx, inputs, output):
-    x, codes, scales, zeros, bias, residual, n, group_size, zero, epilogue, alpha, pdl = inputs
-    ctx.save_for_backward(codes, scales, zeros)
+    (x, codes, scales, zeros, bias, residual, n, group_size, zero, epilogue, alpha, pdl,
+     permutation) = inputs
+    ctx.save_for_backward(codes, scales, zeros, permutation)
     ctx.weight_of = (n, x.shape[-1], group_size, zero)
     ctx.epilogue, ctx.alpha, ctx.has_residual = epilogue, alpha, residual is not None
 
@@ -189,13 +204,14 @@ def _backward(ctx, grad):
                                   "apply the activation in PyTorch to train through it")
     if ctx.needs_input_grad[4]:
         raise NotImplementedError("mixgemm: no gradient for bias; only x and residual have one")
-    codes, scales, zeros = ctx.saved_tensors
+    codes, scales, zeros, permutation = ctx.saved_tensors
     grad_x = None
     if ctx.needs_input_grad[0]:
-        grad_x = grad.matmul(torch.ops.mixgemm.dequantize(codes, scales, zeros, *ctx.weight_of))
+        grad_x = grad.matmul(torch.ops.mixgemm.dequantize(codes, scales, zeros, *ctx.weight_of,
+                                                          permutation))
         grad_x = grad_x * ctx.alpha if ctx.alpha != 1.0 else grad_x
     grad_residual = grad if ctx.has_residual else None
-    return (grad_x, None, None, None, None, grad_residual) + (None,) * 6
+    return (grad_x, None, None, None, None, grad_residual) + (None,) * 7
 
 
 torch.library.register_autograd("mixgemm::linear", _backward, setup_context=_setup_context,
@@ -205,13 +221,13 @@ torch.library.register_autograd("mixgemm::linear", _backward, setup_context=_set
 def matmul(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor,
            zeros: torch.Tensor | None = None, bias: torch.Tensor | None = None,
            epilogue: str | None = None, *, n: int, group_size: int, zero: str = "none",
-           residual: torch.Tensor | None = None, alpha: float = 1.0,
-           pdl: bool = False) -> torch.Tensor:
+           residual: torch.Tensor | None = None, alpha: float = 1.0, pdl: bool = False,
+           permutation: torch.Tensor | None = None) -> torch.Tensor:
     """y = activation(alpha * (x @ dequant(weight).T) + bias) + residual: the op, on tensors.
 
-    x: [..., K] of the scales' dtype; copied where its rows aren't contiguous. codes, scales, zeros: as
-    `Linear` holds them, see this file's head. n: output features N. The rest as for
+    x: [..., K] of the scales' dtype; copied where its rows aren't contiguous. codes, scales, zeros,
+    permutation: as `Linear` holds them, see this file's head. n: output features N. The rest as for
     `mixgemm.matmul`. Differentiable in x and residual (through a dense copy of the weight: slow).
     """
     return torch.ops.mixgemm.linear(x, codes, scales, zeros, bias, residual, n, group_size, zero,
-                                    epilogue or "none", alpha, pdl)
+                                    epilogue or "none", alpha, pdl, permutation)

@@ -5,6 +5,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -13,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "call.hpp"
 #include "mixgemm/checkpoint.hpp"
 #include "mixgemm/mixgemm.h"
 
@@ -96,7 +98,7 @@ TEST(CStructs, OlderHeadersGetDefaultsForWhatTheyLack) {
   problem.struct_size = offsetof(mixgemm_problem_t, bias);
   problem.bias = 77;  // beyond the struct: must not be read
   problem.device = 99;
-  problem.reserved = 5;
+  problem.columns = 5;
   mixgemm_plan_t* plan = nullptr;
   ASSERT_EQ(mixgemm_plan_create(&problem, nullptr, &plan), MIXGEMM_OK) << mixgemm_last_error();
 
@@ -160,7 +162,7 @@ TEST(CValues, EnumeratorsFromOutsideDontWrap) {
   refuse(&mixgemm_problem_t::device, 2, "device must be 0 .. 1; got 2");
   refuse(&mixgemm_problem_t::bias, 2, "bias must be 0 or 1; got 2");
   refuse(&mixgemm_problem_t::deterministic, -1, "deterministic must be 0 or 1; got -1");
-  refuse(&mixgemm_problem_t::reserved, 1, "reserved must be 0; got 1");
+  refuse(&mixgemm_problem_t::columns, 2, "columns must be 0 .. 1; got 2");
   mixgemm_problem_t problem = make_problem();
   problem.weight.type = 256;
   expect_failed(mixgemm_plan_create(&problem, nullptr, &plan), MIXGEMM_INVALID_ARGUMENT,
@@ -309,6 +311,37 @@ TEST(CHandles, PermutedWeightIsRefusedUntilXIsGathered) {
                 MIXGEMM_INVALID_ARGUMENT, "ldx must be at least K = 32; got 31");
   mixgemm_weight_t* for_gathered = nullptr;
   ASSERT_EQ(mixgemm_weight_for_gathered_x(weight, &for_gathered), MIXGEMM_OK);
+
+  // A plan for permuted columns gathers by itself.
+  std::fill(x.begin(), x.end(), 0x3c00);
+  x[31] = 0x4000;
+  mixgemm_weight_gather_columns(weight, x.data(), 1, 32, gathered.data(), 32, 1);
+  mixgemm_problem_t problem = MIXGEMM_PROBLEM_INIT;
+  problem.m = 1;
+  problem.n = 16;
+  problem.k = 32;
+  problem.weight.group_size = 0;
+  std::vector<std::uint16_t> products[2];
+  for (const int columns : {MIXGEMM_COLUMNS_NATURAL, MIXGEMM_COLUMNS_PERMUTED}) {
+    problem.columns = columns;
+    mixgemm_plan_t* plan = nullptr;
+    ASSERT_EQ(mixgemm_plan_create(&problem, nullptr, &plan), MIXGEMM_OK) << mixgemm_last_error();
+    mixgemm::AlignedBuffer workspace(mixgemm_plan_workspace_bytes(plan));
+    products[columns].resize(16);
+    mixgemm_run_args_t args = MIXGEMM_RUN_ARGS_INIT;
+    args.x = columns == MIXGEMM_COLUMNS_PERMUTED ? x.data() : gathered.data();
+    args.ldx = 32;
+    args.weight = columns == MIXGEMM_COLUMNS_PERMUTED ? weight : for_gathered;
+    args.y = products[columns].data();
+    args.ldy = 16;
+    args.workspace = workspace.get();
+    args.workspace_bytes = mixgemm_plan_workspace_bytes(plan);
+    EXPECT_EQ(mixgemm_plan_run(plan, &args), MIXGEMM_OK) << mixgemm_last_error();
+    args.weight = columns == MIXGEMM_COLUMNS_PERMUTED ? for_gathered : weight;
+    expect_failed(mixgemm_plan_run(plan, &args), MIXGEMM_INVALID_ARGUMENT, "weight.permutation");
+    mixgemm_plan_free(plan);
+  }
+  EXPECT_EQ(products[0], products[1]);
   EXPECT_EQ(mixgemm_weight_permutation(for_gathered), nullptr);
   mixgemm_weight_free(weight);
   EXPECT_EQ(mixgemm_weight_unpack(for_gathered, 1, codes.data(), scales.data(), nullptr, nullptr),
