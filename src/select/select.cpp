@@ -12,50 +12,52 @@ namespace mixgemm::select {
 namespace {
 
 // Rates of the physics (docs/architecture.md, "What the hardware allows"), moved within what is
-// plausible to where the model's picks are fastest: fitted to 4,200 timings of 88 problems, f16 x
+// plausible to where the model's picks are fastest: fitted to 6,100 timings of 96 problems, f16 x
 // int4 g128, M = 1 .. 4096, on an H100. Clocks are the SM's.
-constexpr double kL2BytesPerClk = 50;         // bulk copies from L2, per SM
-constexpr double kMulticastBytesPerClk = 50;  // delivered to an SM where a cluster shares a read
-constexpr double kStageLatencyClks = 2070;    // from issuing a copy to its bytes, under load
-constexpr double kMulticastFactor = 1.08;     // CTAs that multicast run in lockstep
-constexpr double kOutOfStepFactor = 1.05;     // stream_k: CTAs at different k share less in L2
-constexpr double kStageClks = 41;             // barrier and pointer work per ring stage
-constexpr double kStoreBytesPerClk = 64;      // output tiles, per SM
-constexpr double kPartialBytesPerClk = 59;    // fp32 partial tiles through L2, per SM
-constexpr double kExchangeBytesPerClk = 64;   // the same through distributed shared memory
-constexpr double kEpilogueClks = 1320;        // barriers and latency of an epilogue
-constexpr double kClusterSumClks = 3620;      // two cluster barriers
-constexpr double kWorkspaceSumClks = 1200;    // flag written, seen, and the partial read back
+constexpr double kL2BytesPerClk = 48.1;         // bulk copies from L2, per SM
+constexpr double kMulticastBytesPerClk = 47.7;  // delivered to an SM where a cluster shares a read
+constexpr double kStageLatencyClks = 2060;      // from issuing a copy to its bytes, under load
+constexpr double kMulticastFactor = 1.08;       // CTAs that multicast run in lockstep
+constexpr double kOutOfStepFactor = 1.05;       // stream_k: CTAs at different k share less in L2
+constexpr double kStageClks = 34.4;             // barrier and pointer work per ring stage
+constexpr double kStoreBytesPerClk = 50.6;      // output tiles, per SM
+constexpr double kPartialBytesPerClk = 59;      // fp32 partial tiles through L2, per SM
+constexpr double kExchangeBytesPerClk = 55.1;   // the same through distributed shared memory
+constexpr double kEpilogueClks = 961;           // barriers and latency of an epilogue
+constexpr double kClusterSumClks = 3290;        // two cluster barriers
+constexpr double kWorkspaceSumClks = 1230;      // flag written, seen, and the partial read back
 // What a tiled kernel makes of HBM next to one that only reads (drafts at M = 16).
 constexpr double kTiledHbmInefficiency = 1.37;
-constexpr double kSharedFixedUs = 2.38;  // where the next launch's CTAs fit beside this one's
+constexpr double kSharedFixedUs = 2.41;  // where the next launch's CTAs fit beside this one's
 constexpr double kFixedUs = 1.5;         // launch, prologue, tensor-map fetch, first bytes
 
 // The streaming kernel. A warp waits for its data and for its own chain of MMAs far more than for
 // issue slots, so what counts is how long a warp takes for its share, in clocks.
-constexpr double kStreamingFixedUs = 0.5;   // wait for the launch before, first X, last store
-constexpr double kStreamingAloneUs = 1.04;  // more, where two launches don't fit on an SM: the fill
+constexpr double kStreamingFixedUs = 0.832;  // wait for the launch before, first X, last store
+constexpr double kStreamingAloneUs =
+    0.432;  // more, where two launches don't fit on an SM: the fill
 constexpr double kStreamingInefficiency = 1;  // of the stream, next to a kernel that only reads
-constexpr double kStreamingChunkClks = 557;   // a chunk: wait, refill
-constexpr double kStreamingBlockClks = 86;    // a k-block of a pass: its longest chain of MMAs
-constexpr double kStreamingStripClks = 160;   // what each strip of the pass adds to that
+constexpr double kStreamingChunkClks = 601;   // a chunk: wait, refill
+constexpr double kStreamingBlockClks = 79;    // a k-block of a pass: its longest chain of MMAs
+constexpr double kStreamingStripClks = 120;   // what each strip of the pass adds to that
 constexpr double kStreamingTokenFactor =
-    0.786;                                   // what a second tile of tokens adds to the two above
-constexpr double kStreamingXClks = 37;       // what X from TMA boxes adds to a k-block
-constexpr double kStreamingPassClks = 2340;  // exchange of a pass's sums between warps
-constexpr double kStreamingClusterClks = 2040;    // the same between CTAs
-constexpr double kStreamingSharedFactor = 0.654;  // clocks of a CTA's share that a second CTA adds
-constexpr double kStreamingOverlap = 0.173;       // of the lesser of stream and math, not hidden
+    1.11;                                 // what a second tile of tokens adds to the two above
+constexpr double kStreamingXClks = 33.7;  // what copying X of 8 tokens adds to a k-block
+constexpr double kStreamingL2BytesPerClk = 21.7;  // codes and activations, per SM
+constexpr double kStreamingPassClks = 1500;       // exchange of a pass's sums between warps
+constexpr double kStreamingClusterClks = 3610;    // the same between CTAs
+constexpr double kStreamingSharedFactor = 0.567;  // clocks of a CTA's share that a second CTA adds
+constexpr double kStreamingOverlap = 0.13;        // of the lesser of stream and math, not hidden
 
 // The tensor core and the dequantizer of one SM. One step = 64 weight rows × 16 k of one warpgroup;
 // its MMA takes tile_m/2 clocks.
 constexpr double kMmaEfficiency = 0.99;
 /// Clocks from a step's codes to its fragments for one warpgroup: hidden only by other warpgroups.
-constexpr double kDequantLatencyClks = 56;
+constexpr double kDequantLatencyClks = 72.5;
 /// Clocks of issue slots that a step takes.
-constexpr double kDequantIssueClks = 23;
+constexpr double kDequantIssueClks = 28.8;
 /// The share of dequantization that the MMAs don't hide.
-constexpr double kDequantExposed = 0.357;
+constexpr double kDequantExposed = 0.283;
 
 /// Relative cost of dequantization: measured for f16 and bf16 int4, counted in instructions for the
 /// others.
@@ -139,13 +141,13 @@ Estimate evaluate_streaming(const KernelConfig& c, const LaunchConfig& l, const 
 
   // Clocks that one CTA takes, had it the SM for itself. A warp also multiplies the strips that a
   // short pass lacks.
-  const double blocks = std::ceil(std::ceil(k / 64) / (streaming_warps(c) * l.cluster_k));
+  const double blocks = 2 * std::ceil(std::ceil(k / 128) / (streaming_warps(c) * l.cluster_k));
   const double chunks = std::ceil(blocks * 64 / c.tile_k);
   const double second_tile = 1 + kStreamingTokenFactor * (c.tile_m / 8 - 1);
   const double crowd = streaming_warps(c) > 8 ? 1 + kStreamingSharedFactor : 1;
   const double block_clks = (kStreamingBlockClks + kStreamingStripClks * (c.tile_n / 16.0)) *
                                 dequant_weight(c) * second_tile * crowd +
-                            (m > 2 ? kStreamingXClks * c.tile_m / 8 : 0);
+                            kStreamingXClks * m / 8;
   const double cta_clks =
       passes * (chunks * kStreamingChunkClks + blocks * block_clks + kStreamingPassClks + 4 * m);
   double clks = cta_clks;
@@ -160,7 +162,7 @@ Estimate evaluate_streaming(const KernelConfig& c, const LaunchConfig& l, const 
   const double total_bytes = static_cast<double>(g.cluster_tiles) * strip_bytes;
   e.stream_us = total_bytes / device.dram_bytes_per_us * kStreamingInefficiency;
   const double l2 = cta_bytes * (l.one_pass ? std::max(per_sm, std::ceil(per_sm / fit)) : per_sm) /
-                    kL2BytesPerClk;
+                    kStreamingL2BytesPerClk;
   e.loop_us = std::max(l2, clks) * clk_us;
   e.bound = e.stream_us > e.loop_us ? "HBM" : clks > l2 ? "math" : "L2";
   e.output_us = 0;

@@ -108,7 +108,7 @@ TEST(Geometry, GridsTooLongForTheDeviceAreSeen) {
   EXPECT_FALSE(g.fits());
 }
 
-TEST(Geometry, StreamingSpreadsStripsAndKBlocksWithoutALeftover) {
+TEST(Geometry, StreamingSpreadsStripsAndPairsOfKBlocksWithoutALeftover) {
   KernelConfig c;
   c.schedule = Schedule::streaming;
   c.tile_n = 32;
@@ -127,8 +127,8 @@ TEST(Geometry, StreamingSpreadsStripsAndKBlocksWithoutALeftover) {
         EXPECT_EQ(g.clusters * params.strips_per_cluster + params.clusters_with_one_more,
                   layout::num_strips(n));
         EXPECT_EQ(
-            streaming_warps(c) * cluster_k * params.blocks_per_warp + params.warps_with_one_more,
-            layout::num_k_blocks(k));
+            streaming_warps(c) * cluster_k * params.pairs_per_warp + params.warps_with_one_more,
+            (layout::num_k_blocks(k) + 1) / 2);
         EXPECT_EQ(g.grid_z, g.clusters * cluster_k);
         EXPECT_EQ(g.workspace_bytes, 0);
       }
