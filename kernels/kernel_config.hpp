@@ -68,14 +68,19 @@ inline constexpr int kMaxStages = 16;
 inline constexpr int kMaxSharedBytes = 227 * 1024;  // per CTA, SM90
 inline constexpr int kSharedBytesPerSm = 228 * 1024;
 inline constexpr int kReservedSharedBytes = 1024;  // the driver's, per CTA
+// What every kernel for SM80 must be able to run in: SM86 and SM89 have 100 KB an SM, 99 KB a CTA
+// (SM80: 164 and 163 KB).
+inline constexpr int kSmallMaxSharedBytes = 99 * 1024;
+inline constexpr int kSmallSharedBytesPerSm = 100 * 1024;
 inline constexpr int kStageTokens = 64;  // tokens that pass through the output staging at a time
 
 /// Rows of the weight that one consumer warpgroup multiplies.
 constexpr int rows_per_warpgroup(const KernelConfig& c) {
   return c.schedule == Schedule::pingpong ? c.tile_n : c.tile_n / c.consumer_warpgroups;
 }
+/// The CTA's threads; there is no producer warpgroup where every warp copies.
 constexpr int num_threads(const KernelConfig& c) {
-  return (c.consumer_warpgroups + 1) * kWarpgroupThreads;
+  return (c.consumer_warpgroups + (c.schedule == Schedule::multistage ? 0 : 1)) * kWarpgroupThreads;
 }
 
 // One formula for shared memory: the kernel lays out what these functions count.
@@ -121,13 +126,61 @@ constexpr int tiled_smem_bytes(const KernelConfig& c, const LaunchConfig& l) {
   if (l.cluster_k > 1 && ring < partial_bytes(c)) ring = align_up(partial_bytes(c), 1024);
   return 1024 + ring + staging_bytes(c) + kBarrierBytes;
 }
+
+/// Shared memory that an architecture gives a CTA, and an SM: for arch 80 the least of its devices.
+struct SharedLimits {
+  int per_cta = kMaxSharedBytes;
+  int per_sm = kSharedBytesPerSm;
+
+  /// What a CTA may take where `ctas` of them are to share an SM.
+  constexpr int share(int ctas) const {
+    const int part = per_sm / ctas - kReservedSharedBytes;
+    return part < per_cta ? part : per_cta;
+  }
+};
+constexpr SharedLimits shared_limits(int arch) {
+  return arch == 80 ? SharedLimits{kSmallMaxSharedBytes, kSmallSharedBytesPerSm} : SharedLimits{};
+}
+
+// The multistage kernel: all warps copy and multiply. They share a tile by weight rows first, then
+// by tokens, and what warps are left over split each stage's k-blocks.
+constexpr int multi_warp_rows(const KernelConfig& c) {
+  return c.tile_n >= 256 || c.consumer_warpgroups == 1 ? 64 : 32;
+}
+constexpr int multi_warp_tokens(const KernelConfig& c) { return c.tile_m < 64 ? c.tile_m : 64; }
+constexpr int multi_warps_n(const KernelConfig& c) { return c.tile_n / multi_warp_rows(c); }
+constexpr int multi_warps_m(const KernelConfig& c) { return c.tile_m / multi_warp_tokens(c); }
+constexpr int multi_warps_k(const KernelConfig& c) {
+  return 4 * c.consumer_warpgroups / (multi_warps_n(c) * multi_warps_m(c));
+}
+/// fp32 sums on their way to rows of Y, [k share][token][row], `tokens` of each warp at a time.
+/// Four more from token to token: what a warp writes together lies in different banks.
+constexpr int multi_sums_pitch(const KernelConfig& c) { return c.tile_n + 4; }
+constexpr int multi_sums_bytes(const KernelConfig& c, int tokens) {
+  return multi_warps_k(c) * multi_warps_m(c) * tokens * multi_sums_pitch(c) * 4;
+}
+/// Tokens of each warp that pass through shared memory at a time: as many as two ring stages hold.
+constexpr int multi_sums_tokens(const KernelConfig& c) {
+  for (const int tokens : {64, 32, 16}) {
+    if (tokens <= multi_warp_tokens(c) && multi_sums_bytes(c, tokens) <= 2 * stage_bytes(c)) {
+      return tokens;
+    }
+  }
+  return 0;
+}
+
+/// Dynamic shared memory of a kernel with token tiles.
+constexpr int ring_smem_bytes(const KernelConfig& c, const LaunchConfig& l) {
+  return c.schedule == Schedule::multistage ? l.stages * stage_bytes(c) : tiled_smem_bytes(c, l);
+}
 /// The deepest ring that fits, given how many CTAs should share an SM.
-constexpr int max_stages(const KernelConfig& c) {
-  const int budget = c.ctas_per_sm == 1 ? kMaxSharedBytes
-                                        : kSharedBytesPerSm / c.ctas_per_sm - kReservedSharedBytes;
-  const int stages = (budget - 1024 - staging_bytes(c) - kBarrierBytes) / stage_bytes(c);
+constexpr int max_stages(const KernelConfig& c, const SharedLimits& limits) {
+  const int fixed =
+      c.schedule == Schedule::multistage ? 0 : 1024 + staging_bytes(c) + kBarrierBytes;
+  const int stages = (limits.share(c.ctas_per_sm) - fixed) / stage_bytes(c);
   return stages > kMaxStages ? kMaxStages : stages;
 }
+constexpr int max_stages(const KernelConfig& c) { return max_stages(c, shared_limits(c.arch)); }
 
 // The streaming kernel: consumer_warpgroups · 4 warps, each with its own ring; a stage holds tile_n
 // rows of tile_k codes, their scales and zeros, and tile_k activations of each of the M tokens.
@@ -155,6 +208,7 @@ constexpr int streaming_scale_bytes(const KernelConfig& c) {
   return align_up(streaming_groups_per_stage(c) * c.tile_n * 2, 128);
 }
 constexpr int streaming_x_bytes(const KernelConfig& c, int m) {
+  if (c.arch == 80) return m * c.tile_k * 2;  // [k-block][token][64], swizzled, without padding
   return align_up(m * streaming_x_pitch_bytes(c, m), 128);
 }
 constexpr int streaming_stage_bytes(const KernelConfig& c, int m) {
@@ -201,12 +255,41 @@ constexpr bool is_wgmma_tokens(int tokens) {
   return false;
 }
 
+constexpr const char* why_illegal_multistage(const KernelConfig& c) {
+  if (c.arch != 80) return "the multistage schedule needs arch 80";
+  if (c.consumer_warpgroups < 1 || c.consumer_warpgroups > 2) {
+    return "multistage: consumer_warpgroups must be 1 or 2";
+  }
+  if (c.tile_m != 16 && c.tile_m != 32 && c.tile_m != 64 && c.tile_m != 128) {
+    return "multistage: tile_m must be 16, 32, 64 or 128";
+  }
+  if (c.tile_m < 16 * c.consumer_warpgroups) {
+    return "multistage: tile_m must give each eight threads a token, 16 for each warpgroup";
+  }
+  if (c.tile_n < 64 || c.tile_n > 256 || c.tile_n % multi_warp_rows(c) != 0) {
+    return "multistage: tile_n must give each warp 32 rows, or 64 where it has them, up to 256";
+  }
+  if (multi_warps_k(c) < 1 ||
+      multi_warps_n(c) * multi_warps_m(c) * multi_warps_k(c) != 4 * c.consumer_warpgroups) {
+    return "multistage: the warps must divide into rows x tokens x k";
+  }
+  if (c.tile_k < 64 || c.tile_k > 256 || c.tile_k % (layout::kBlockK * multi_warps_k(c)) != 0) {
+    return "multistage: tile_k must give each warp that splits K as many k-blocks, up to 256 k";
+  }
+  if (c.ctas_per_sm < 1 || c.ctas_per_sm > 2) return "ctas_per_sm must be 1 or 2";
+  if (multi_sums_tokens(c) == 0) {
+    return "multistage: two ring stages must hold the sums of 16 tokens of each warp";
+  }
+  if (max_stages(c) < 2) return "shared memory of SM86 must hold two ring stages";
+  return nullptr;
+}
+
 /// Rules a compiled variant must keep. Returns nullptr, or the rule that is broken.
 constexpr const char* why_illegal(const KernelConfig& c) {
   if (c.arch != 90 && c.arch != 80) return "arch must be 90 or 80";
   if (c.act == DataType::f32) return "activations must be f16 or bf16";
   if (c.fine_groups && c.quant == Quant::column) return "fine groups need group scales";
-  if (c.schedule == Schedule::multistage) return nullptr;
+  if (c.schedule == Schedule::multistage) return why_illegal_multistage(c);
   if (c.schedule == Schedule::streaming) {
     if (c.tile_n % layout::kStripRows != 0 || c.tile_n < 16 || c.tile_n > 128) {
       return "streaming: tile_n must be a multiple of 16 up to 128";
@@ -250,6 +333,7 @@ constexpr bool is_legal(const KernelConfig& c) { return why_illegal(c) == nullpt
 constexpr const char* why_illegal(const KernelConfig& c, const LaunchConfig& l, bool x_by_tma) {
   if (l.cluster_n < 1 || l.cluster_m < 1 || l.cluster_k < 1)
     return "cluster sizes must be positive";
+  if (c.arch == 80 && l.cluster_size() > 1) return "clusters need arch 90";
   if (l.cluster_size() > 8) return "a cluster has at most 8 CTAs";
   if (c.tile_m % (8 * l.cluster_n) != 0) return "tile_m must be a multiple of 8 x cluster_n";
   if (c.tile_n / layout::kStripRows % l.cluster_m != 0) {
@@ -266,7 +350,7 @@ constexpr const char* why_illegal(const KernelConfig& c, const LaunchConfig& l, 
   if (l.split_k > 1 && l.stream_k) return "split_k and stream_k exclude each other";
   if (l.one_pass) return "one_pass needs the streaming schedule";
   if (l.stages < 2 || l.stages > kMaxStages) return "stages must be 2 to 16";
-  if (tiled_smem_bytes(c, l) > kMaxSharedBytes) return "shared memory exceeds 227 KB";
+  if (ring_smem_bytes(c, l) > kMaxSharedBytes) return "shared memory exceeds 227 KB";
   if (l.raster_m < 1) return "raster_m must be positive";
   return nullptr;
 }

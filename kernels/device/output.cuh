@@ -7,7 +7,9 @@
 
 #include <cstdint>
 
+#include "device/quad.cuh"
 #include "device/tile_scheduler.cuh"
+#include "device/workspace.cuh"
 #include "kernel_config.hpp"
 #include "ptx/arith.cuh"
 #include "ptx/matrix.cuh"
@@ -21,11 +23,6 @@ enum NamedBarrier : int {
   kWarpgroupBarrier = 1,  ///< + warpgroup: the 128 threads of one consumer warpgroup
   kConsumersBarrier = 5,  ///< all consumer warpgroups
 };
-
-/// Workspace: flags [CTAs][4], one for each consumer warpgroup, then partial tiles [CTAs][tile].
-__host__ __device__ constexpr std::int64_t workspace_flag_bytes(int num_ctas) {
-  return (std::int64_t(num_ctas) * 4 * 8 + 255) / 256 * 256;
-}
 
 template <KernelConfig kConfig, class Epilogue>
 class Output {
@@ -157,7 +154,7 @@ class Output {
         sum[2] += v.z;
         sum[3] += v.w;
       }
-      finish_quad(sum, n, m);
+      Quad<kConfig, Epilogue>::finish(p_, sum, n, m);
     }
   }
 
@@ -203,12 +200,11 @@ class Output {
     }
   }
   __device__ __forceinline__ std::uint64_t* flag(int slot) const {
-    return static_cast<std::uint64_t*>(p_.workspace) + slot * 4 + in_tile();
+    return workspace_flag(p_, slot) + in_tile();
   }
   __device__ __forceinline__ float4* partial_slot(int slot, int slots) const {
-    auto* const tiles =
-        reinterpret_cast<float*>(static_cast<char*>(p_.workspace) + workspace_flag_bytes(slots));
-    return reinterpret_cast<float4*>(tiles + std::int64_t(slot) * kConfig.tile_n * kTileM +
+    constexpr int kTile = kConfig.tile_n * kTileM;
+    return reinterpret_cast<float4*>(workspace_tile<kTile>(p_, slot, slots) +
                                      in_tile() * kRows * kTileM);
   }
 
@@ -294,33 +290,6 @@ class Output {
         for (int i = 0; i < 8; ++i) {
           if (n + i < p_.n) row[i] = slab[i];
         }
-      }
-    }
-  }
-
-  /// Four neighbouring features of one token: scale, epilogue, store.
-  __device__ __forceinline__ void finish_quad(float (&sum)[4], int first_n, int token) const {
-    const auto* const residual = static_cast<const std::uint16_t*>(p_.residual);
-    auto* const row = static_cast<std::uint16_t*>(p_.y) + token * p_.ldy + first_n;
-    float b[4], r[4];
-    int n[4], m[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      n[i] = first_n + i;
-      m[i] = token;
-      sum[i] *= column_scale_of(n[i]);
-      b[i] = bias_of(n[i]);
-      r[i] = residual != nullptr && n[i] < p_.n ? to_float(residual[token * p_.ldr + n[i]]) : 0.f;
-    }
-    Epilogue::apply(p_, sum, b, r, n, m);
-    const std::uint32_t low = pack(sum[0], sum[1]), high = pack(sum[2], sum[3]);
-    if (p_.y_vectors && first_n + 4 <= p_.n) {
-      *reinterpret_cast<uint2*>(row) = make_uint2(low, high);
-    } else {
-      const std::uint32_t words[2] = {low, high};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (n[i] < p_.n) row[i] = static_cast<std::uint16_t>(words[i / 2] >> (16 * (i % 2)));
       }
     }
   }

@@ -22,6 +22,28 @@ __device__ __forceinline__ void cp_async_16(std::uint32_t dst, const void* src, 
                : "memory");
 }
 
+/// Closes a group: this thread's copies since the group before.
+__device__ __forceinline__ void cp_async_commit_group() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+/// Returns when all but the last kPending groups of this thread have landed.
+template <int kPending>
+__device__ __forceinline__ void cp_async_wait_group() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+/// The same for a count known at run time; above 6 it waits for more groups than it need.
+__device__ __forceinline__ void cp_async_wait_groups(int pending) {
+  switch (pending) {
+    case 0: return cp_async_wait_group<0>();
+    case 1: return cp_async_wait_group<1>();
+    case 2: return cp_async_wait_group<2>();
+    case 3: return cp_async_wait_group<3>();
+    case 4: return cp_async_wait_group<4>();
+    case 5: return cp_async_wait_group<5>();
+    default: return cp_async_wait_group<6>();
+  }
+}
+
 /// Arrives on the barrier once all earlier cp.async of this thread have landed; the arrival is one
 /// of those the barrier was initialized for (.noinc).
 __device__ __forceinline__ void cp_async_mbarrier_arrive(std::uint32_t barrier) {
