@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # The CUDA compiler, its flags and the architectures to build for.
-#   -DCMAKE_CUDA_ARCHITECTURES=90|90a|native or a list such as "80;90a"; 90a where not given.
-# Every unit names its own -gencode: Hopper kernels exist as sm_90a only (wgmma, setmaxnreg), however
-# the architecture is spelled.
+#   -DCMAKE_CUDA_ARCHITECTURES=80|86|89|90|90a|native or a list; "80;90a" where not given.
+# Every unit names its own -gencode. Hopper kernels exist as sm_90a only (wgmma, setmaxnreg), however
+# the architecture is spelled. All others are served by the kernels for SM80, compiled for each
+# architecture of the list but Hopper: code for sm_80 also runs on 8.6 and 8.9, and the PTX that comes
+# along on everything newer.
 
 # mixgemm_cuda_architectures(LIST OUT): numbers, each once: "80;90a" and "80-real;90" give "80;90".
 function(mixgemm_cuda_architectures requested out)
@@ -17,11 +19,11 @@ function(mixgemm_cuda_architectures requested out)
         string(REGEX MATCHALL "[0-9]+\\.[0-9]" found "${found}")
         string(REPLACE "." "" found "${found}")
         if(failed OR NOT found)
-          message(STATUS "mixgemm: no GPU found for CMAKE_CUDA_ARCHITECTURES=native, building for 90a")
+          message(STATUS "mixgemm: no GPU found for CMAKE_CUDA_ARCHITECTURES=native, building for 80;90a")
         endif()
       endif()
       if(NOT found)
-        set(found 90)
+        set(found 80 90)
       endif()
       list(APPEND numbers ${found})
     elseif(entry MATCHES "^([0-9]+)[af]?(-real|-virtual)?$")
@@ -36,7 +38,7 @@ function(mixgemm_cuda_architectures requested out)
 endfunction()
 
 if(NOT CMAKE_CUDA_ARCHITECTURES)
-  set(CMAKE_CUDA_ARCHITECTURES 90a)
+  set(CMAKE_CUDA_ARCHITECTURES 80 90a)
 endif()
 mixgemm_cuda_architectures("${CMAKE_CUDA_ARCHITECTURES}" MIXGEMM_CUDA_ARCHITECTURES)
 message(STATUS "mixgemm: CUDA architectures ${MIXGEMM_CUDA_ARCHITECTURES}")
@@ -70,18 +72,28 @@ endif()
 # fifth of the space (measured: 99 instead of 468 KB for five kernels).
 set(MIXGEMM_CUDA_FLAGS -std=c++20 -O3 --expt-relaxed-constexpr -Xptxas=-v -Xfatbin=-compress-all)
 set(MIXGEMM_SM90_FLAGS -gencode=arch=compute_90a,code=sm_90a)
+set(MIXGEMM_SM80_FLAGS "")
+foreach(number IN LISTS MIXGEMM_CUDA_ARCHITECTURES)
+  if(NOT number EQUAL 90)
+    list(APPEND MIXGEMM_SM80_FLAGS -gencode=arch=compute_80,code=sm_${number})
+  endif()
+endforeach()
+list(APPEND MIXGEMM_SM80_FLAGS -gencode=arch=compute_80,code=compute_80)
 target_compile_options(mixgemm_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:${MIXGEMM_CUDA_FLAGS};$<$<BOOL:${MIXGEMM_WERROR}>:-Werror=all-warnings>>")
 # libcuda isn't linked: its entry points are looked up at run time, so that the library loads on a
 # machine without a driver.
 target_link_libraries(mixgemm_options INTERFACE $<BUILD_INTERFACE:CUDA::cudart_static>)
 
-# mixgemm_cuda_sources(TARGET ARCH sources...): adds .cu files compiled for one architecture.
+# mixgemm_cuda_sources(TARGET ARCH sources...): adds .cu files compiled for 90 (Hopper), for 80 (all
+# others) or for all of the build's architectures.
 function(mixgemm_cuda_sources target arch)
-  if(arch EQUAL 90)
-    set(gencode ${MIXGEMM_SM90_FLAGS})
-  else()
-    set(gencode -gencode=arch=compute_${arch},code=sm_${arch})
+  set(gencode "")
+  if(arch EQUAL 90 OR (arch STREQUAL all AND 90 IN_LIST MIXGEMM_CUDA_ARCHITECTURES))
+    list(APPEND gencode ${MIXGEMM_SM90_FLAGS})
+  endif()
+  if(arch EQUAL 80 OR (arch STREQUAL all AND NOT MIXGEMM_CUDA_ARCHITECTURES STREQUAL 90))
+    list(APPEND gencode ${MIXGEMM_SM80_FLAGS})
   endif()
   target_sources(${target} PRIVATE ${ARGN})
   set_source_files_properties(${ARGN} TARGET_DIRECTORY ${target} PROPERTIES

@@ -300,6 +300,12 @@ constexpr const char* why_illegal(const KernelConfig& c) {
     if (c.tile_k != 64 && (c.tile_k % 128 != 0 || c.tile_k < 128 || c.tile_k > 512)) {
       return "streaming: tile_k must be 64 or a multiple of 128 up to 512";
     }
+    if (c.arch == 80 && streaming_groups_per_stage(c) > 16) {
+      return "streaming: two lanes copy a group's scales, so a stage has at most 16 groups";
+    }
+    if (c.arch == 80 && streaming_smem_bytes(c, 2, c.tile_m) > kSmallMaxSharedBytes) {
+      return "streaming: shared memory of SM86 must hold two ring stages";
+    }
     return nullptr;
   }
   if (c.arch != 90) return "cooperative and pingpong schedules need arch 90";

@@ -31,12 +31,16 @@ MANIFEST = ROOT / "kernels" / "manifest.toml"
 ACTS = ("f16", "bf16")
 WEIGHTS = ("i4", "i8")
 QUANTS = ("c", "g", "gz", "fg", "fgz")
-SCHEDULES = {"coop": "cooperative", "pp": "pingpong", "stream": "streaming"}
-TEMPLATES = {  # schedule -> header and kernel template
-    "coop": ("sm90/gemm_tiled.cuh", "gemm_tiled"),
-    "pp": ("sm90/gemm_tiled.cuh", "gemm_tiled"),
-    "stream": ("sm90/gemm_streaming.cuh", "gemm_streaming"),
+SCHEDULES = {"coop": "cooperative", "pp": "pingpong", "stream": "streaming", "multi": "multistage"}
+TEMPLATES = {  # architecture and schedule -> header and kernel template
+    (90, "coop"): ("sm90/gemm_tiled.cuh", "gemm_tiled"),
+    (90, "pp"): ("sm90/gemm_tiled.cuh", "gemm_tiled"),
+    (90, "stream"): ("sm90/gemm_streaming.cuh", "gemm_streaming"),
+    (80, "multi"): ("sm80/gemm_multistage.cuh", "gemm_multistage"),
+    (80, "stream"): ("sm80/gemm_streaming.cuh", "gemm_warp_streaming"),
 }
+# Shared memory that an architecture gives a CTA, and an SM: for 80 the least of its devices.
+SHARED_LIMITS = {80: (99 * 1024, 100 * 1024), 90: (227 * 1024, 228 * 1024)}
 GROUP_SIZES = {"c": (0,), "g": (64, 128), "gz": (0, 64, 128), "fg": (16, 32), "fgz": (16, 32)}
 # cluster_n x cluster_m, then cluster_k where K is split inside a cluster.
 CLUSTERS = ((1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (1, 1, 2), (1, 1, 4))
@@ -96,7 +100,7 @@ class Kernel:
 
     @property
     def threads(self):
-        producers = 0 if self.schedule == "stream" else 1
+        producers = 0 if self.schedule in ("stream", "multi") else 1
         return (self.consumer_warpgroups + producers) * 128
 
     @property
@@ -119,7 +123,8 @@ class Kernel:
         arrays = 2 if self.quant.endswith("z") else 1
         if self.schedule == "stream":
             tokens = self.tile_m * self.tile_k * 2
-            stage = align_up(codes + arrays * align_up(scales, 128) + tokens, 1024)
+            stage = align_up(codes + arrays * align_up(scales, 128) + tokens,
+                             1024 if self.arch == 90 else 128)
             return 4 * self.consumer_warpgroups * (stage + 8)  # with its barrier
         return align_up(self.tile_m * self.tile_k * 2 + codes + arrays * align_up(scales, 128), 1024)
 
@@ -127,19 +132,28 @@ class Kernel:
         if self.schedule == "stream":
             warps = 4 * self.consumer_warpgroups
             return warps * self.tile_m * (self.tile_n + 4) * 4
+        if self.schedule == "multi":
+            return 0
         rows = self.tile_n if self.schedule == "pp" else self.tile_n // self.consumer_warpgroups
         return 1024 + self.consumer_warpgroups * min(self.tile_m, 64) * (rows + 8) * 2 + (2 * 16 + 2) * 8
 
     def max_stages(self):
-        """The deepest ring; streaming: that lets two grids share an SM, if two stages do."""
-        ctas = self.ctas_per_sm * (2 if self.schedule == "stream" else 1)
-        shared = 228 * 1024 // ctas - 1024
+        """The deepest ring; Hopper's streaming: that lets two grids share an SM, if two stages do."""
+        per_cta, per_sm = SHARED_LIMITS[self.arch]
+        shares = self.arch == 90 and self.schedule == "stream"
+        shared = min(per_cta, per_sm // (self.ctas_per_sm * (2 if shares else 1)) - 1024)
         stages = (shared - self.fixed_bytes()) // self.stage_bytes()
-        if self.schedule == "stream" and stages < 2:
-            stages = (227 * 1024 - self.fixed_bytes()) // self.stage_bytes()
+        if shares and stages < 2:
+            stages = (per_cta - self.fixed_bytes()) // self.stage_bytes()
         return min(16, stages)
 
+    def least_smem_bytes(self):
+        """Of a launch with a ring of two stages."""
+        return 2 * self.stage_bytes() + self.fixed_bytes()
+
     def takes_cluster(self, cluster_n, cluster_m, cluster_k):
+        if self.arch == 80:
+            return cluster_n * cluster_m * cluster_k == 1
         if self.schedule == "stream":  # every CTA reads its own weights and all of X
             return cluster_n * cluster_m == 1
         if self.tile_m % (8 * cluster_n) or self.tile_n // 16 % cluster_m:
@@ -162,6 +176,8 @@ class Kernel:
         nvcc 13.0 within a fifth, unit by unit."""
         if self.schedule == "stream":
             cpu_s = 0.7
+        elif self.schedule == "multi":
+            cpu_s = 0.6 + self.tile_n * self.tile_m / self.threads / 160
         else:
             rows = self.tile_n if self.schedule == "pp" else self.tile_n // self.consumer_warpgroups
             cpu_s = 1.3 + 0.0085 * self.tile_m * rows / 64
@@ -255,6 +271,10 @@ def parse_row(row, number, epilogues):
             tile_k=int(tile["k"]), consumer_warpgroups=int(tile["w"] or 2),
             ctas_per_sm=int(tile["o"] or 1), epilogue=epilogue,
             reason=" ".join(row["reason"].split()), extra=row.get("extra", False))
+        if (kernel.arch, kernel.schedule) not in TEMPLATES:
+            raise ManifestError(f"{where}: arch and schedule must be one of "
+                                f"{', '.join(f'{a} {b}' for a, b in TEMPLATES)}; "
+                                f"got {kernel.arch} {kernel.schedule}")
         if kernel.tile != row["tile"]:  # leading zeros, or a default spelled out
             raise ManifestError(f"{where}: tile is spelled {kernel.tile!r}; got {row['tile']!r}")
         kernels.append(kernel)
@@ -262,7 +282,7 @@ def parse_row(row, number, epilogues):
 
 
 def family_order(kernel):
-    return (kernel.arch, ACTS.index(kernel.act), WEIGHTS.index(kernel.weight),
+    return (-kernel.arch, ACTS.index(kernel.act), WEIGHTS.index(kernel.weight),
             QUANTS.index(kernel.quant))
 
 
@@ -365,13 +385,13 @@ def unit_source(kernels, epilogues):
     A tag instead of the config as template argument: the profiler then shows the kernel's id, and
     nvcc's host stubs can't name a class-type argument inside a namespace.
     """
-    headers = {TEMPLATES[kernel.schedule][0] for kernel in kernels}
+    headers = {TEMPLATES[kernel.arch, kernel.schedule][0] for kernel in kernels}
     headers |= {epilogues[kernel.epilogue]["header"] for kernel in kernels}
     lines = [BANNER]
     lines += [f'#include "{header}"' for header in sorted(headers)]
     lines += ["", "namespace mixgemm::generated {"]
     for kernel in kernels:
-        template = TEMPLATES[kernel.schedule][1]
+        template = TEMPLATES[kernel.arch, kernel.schedule][1]
         lines += [
             "",
             f"struct {kernel.id} {{",
@@ -458,8 +478,9 @@ def units_json(units):
     """What the tools need to know about each unit's kernels."""
     return json.dumps({
         name: [{"id": kernel.id, "tile": kernel.tile, "schedule": kernel.schedule,
-                "threads": kernel.threads, "resident_ctas": kernel.resident_ctas,
-                "beyond": kernel.beyond} for kernel in kernels]
+                "arch": kernel.arch, "threads": kernel.threads,
+                "resident_ctas": kernel.resident_ctas, "beyond": kernel.beyond,
+                "smem_bytes": kernel.least_smem_bytes()} for kernel in kernels]
         for name, kernels in units.items()}, indent=1) + "\n"
 
 
@@ -519,7 +540,7 @@ def generated_files(manifest, kernels, with_headers, search):
     if with_headers:
         roots = {"registry.hpp"}
         for kernel in kernels:
-            roots |= {TEMPLATES[kernel.schedule][0], manifest.epilogues[kernel.epilogue]["header"]}
+            roots |= {TEMPLATES[kernel.arch, kernel.schedule][0], manifest.epilogues[kernel.epilogue]["header"]}
         for name, file in header_closure(sorted(roots), search).items():
             files[f"include/{name}"] = file.read_text()
     return files
@@ -557,13 +578,15 @@ def print_table(kernels, out):
 
 
 def parse_arch(text):
-    """'90', '90a', '80;90a' -> {80, 90}."""
+    """'90', '90a', '80;90a' -> {80, 90}. Kernels are written for 80 and 90; 86 or 120 run those of
+    80."""
     architectures = set()
     for part in re.split(r"[;, ]+", text.strip()):
         match = re.fullmatch(r"(?:sm_?)?(\d+)[af]?(?:-real|-virtual)?", part)
         if not match:
             raise argparse.ArgumentTypeError(f"must be like 90, 90a or '80;90'; got {part!r}")
-        architectures.add(int(match[1]))
+        number = int(match[1])
+        architectures.add(80 if number > 80 and number != 90 else number)
     return architectures
 
 

@@ -68,8 +68,19 @@ std::vector<std::string> configurations(const Problem& problem, const std::strin
                                         const LaunchGrid* grid) {
   const cuda::DeviceContext& device = *cuda::current_device().value();
   std::vector<std::string> ids;
-  for (const KernelEntry* entry : cuda::kernel_index().kernels(problem)) {
+  // A pattern may name kernels that the plan doesn't look at: those for SM80 on Hopper.
+  std::vector<const KernelEntry*> kernels;
+  for (const int arch : {device.arch, 80}) {
+    for (const KernelEntry* entry : cuda::kernel_index().kernels(problem, arch)) {
+      if (std::find(kernels.begin(), kernels.end(), entry) == kernels.end()) {
+        kernels.push_back(entry);
+      }
+    }
+    if (pattern.empty()) break;
+  }
+  for (const KernelEntry* entry : kernels) {
     if (!pattern.empty() && fnmatch(pattern.c_str(), entry->id, 0) != 0) continue;
+    if (select::why_unfit(entry->config, problem) != nullptr) continue;
     const auto launches = grid != nullptr ? expand(*grid, entry->config, problem, device.facts)
                                           : select::launches(entry->config, problem, device.facts);
     for (const LaunchConfig& launch : launches) {

@@ -10,14 +10,19 @@ namespace mixgemm::ptx {
 /// their operands from uniform registers, and without it each of them becomes a loop over lanes.
 __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
-/// Lets the next kernel of the stream start when every CTA has called this or exited.
+/// Lets the next kernel of the stream start when every CTA has called this or exited. Below SM90 it
+/// starts when this one is complete, so there is nothing to say, and nothing to wait for.
 __device__ __forceinline__ void griddepcontrol_launch_dependents() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 /// Returns when the kernels before this one in the stream are complete and their writes visible.
 __device__ __forceinline__ void griddepcontrol_wait() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 /// Register budget of a warpgroup; every warp of it must execute the same one.

@@ -327,8 +327,9 @@ struct MultistageKernel {
   static constexpr int kSlabRows = kWarpsM * kSlabTokens;
   static constexpr int kSlabPitch = multi_sums_pitch(kConfig);
   static constexpr int kQuads = kTileN / 4;
-  static constexpr int kBatch = 4;  // quads of a thread at a time: their loads overlap
-  static_assert(kSlabRows * kQuads % (kThreads * kBatch) == 0);
+  static constexpr int kThreadQuads = kSlabRows * kQuads / kThreads;
+  static constexpr int kBatch = kThreadQuads < 4 ? kThreadQuads : 4;  // at a time: loads overlap
+  static_assert(kThreadQuads * kThreads == kSlabRows * kQuads && kThreadQuads % kBatch == 0);
 
   /// This warp's sums of its tokens [first, first + kSlabTokens) → slab.
   __device__ __forceinline__ void put_sums(const Accumulators& acc, int first) const {

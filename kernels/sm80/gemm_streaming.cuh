@@ -46,8 +46,6 @@ struct WarpStreamingKernel {
   static constexpr bool kZeros = kConfig.quant == Quant::group_zero;
   // k16 steps whose products are summed before the scale applies.
   static constexpr int kFlushSteps = kConfig.fine_groups ? 1 : 4;
-  // k-blocks at a time where registers allow: one's loads hide under the other's chain of MMAs.
-  static constexpr int kAtOnce = kKBlocks % 2 == 0 && kStrips * kTokenTiles <= 4 ? 2 : 1;
 
   using Epilogue = typename Variant::Epilogue;
   using Quad = device::Quad<kConfig, Epilogue>;
@@ -266,19 +264,8 @@ struct WarpStreamingKernel {
 
   __device__ __forceinline__ void multiply_chunk(int stage, Chunk chunk, Fragment (&sum)[kStrips],
                                                  Fragment& x_sum) const {
-    int block = 0;
 #pragma unroll 1
-    for (; block + kAtOnce <= chunk.count; block += kAtOnce) {
-      Block data[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) load_block(stage, block + i, data[i]);
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        multiply_block(data[i], stage, chunk, (chunk.first + block + i) * layout::kBlockK, sum,
-                       x_sum);
-      }
-    }
-    if (kAtOnce > 1 && block < chunk.count) {
+    for (int block = 0; block < chunk.count; ++block) {
       Block data;
       load_block(stage, block, data);
       multiply_block(data, stage, chunk, (chunk.first + block) * layout::kBlockK, sum, x_sum);

@@ -134,8 +134,10 @@ class CudaPlan final : public Plan::Impl {
     }
 
     Params p = launch->params;
-    if (Status s = encode_maps(*launch, args, tma, p); !s) {
-      return Status(s.code(), fmt::format("{}: {}", config_id(), s.message()));
+    if (entry_.config.arch == 90) {
+      if (Status s = encode_maps(*launch, args, tma, p); !s) {
+        return Status(s.code(), fmt::format("{}: {}", config_id(), s.message()));
+      }
     }
     p.x = args.x;
     p.codes = args.weight.codes;
@@ -156,7 +158,8 @@ class CudaPlan final : public Plan::Impl {
     p.y_vectors = launch::rows_take_vectors(problem.m, problem.n, args.y, args.ldy);
     p.r_vectors = args.residual != nullptr &&
                   launch::rows_take_vectors(problem.m, problem.n, args.residual, args.ldr);
-    p.pdl = args.pdl;
+    // SM80 code can't wait for the kernel before it: that one's end must be the stream's business.
+    p.pdl = args.pdl && entry_.config.arch == 90;
     return enqueue(*launch, p, static_cast<cudaStream_t>(args.stream));
   }
 
@@ -276,10 +279,11 @@ Result<ImplPtr> plan_by_id(const Problem& problem, const DeviceContext& device,
   const auto unfit = [&](const char* rule) {
     return Status(StatusCode::invalid_argument, fmt::format("{}: {}", name, rule));
   };
-  if (entry->config.arch != device.arch) {
+  if (!select::runs_on(entry->config.arch, device.arch)) {
     return Status(StatusCode::unsupported,
-                  fmt::format("{} needs compute capability {}.{}; device {} has {}.{}", entry->id,
-                              entry->config.arch / 10, entry->config.arch % 10, device.ordinal,
+                  fmt::format("{} needs compute capability {}.{}{}; device {} has {}.{}", entry->id,
+                              entry->config.arch / 10, entry->config.arch % 10,
+                              entry->config.arch == 80 ? " or newer" : "", device.ordinal,
                               device.arch / 10, device.arch % 10));
   }
   if (const char* rule = select::why_unfit(entry->config, problem)) return unfit(rule);
@@ -322,13 +326,15 @@ Result<Plan> plan(const Problem& problem, const PlanOptions& options) {
 
   const auto device = current_device();
   if (!device) return device.status();
-  if (Status s = load_tensor_map_encoder(); !s) return s;
+  if ((*device)->arch == 90) {
+    if (Status s = load_tensor_map_encoder(); !s) return s;
+  }
   if (by_name) {
     auto made = plan_by_id(problem, **device, options.kernel, false, "asked for by name");
     if (!made) return made.status();
     return Plan(std::move(*made));
   }
-  const auto kernels = kernel_index().kernels(problem);
+  const auto kernels = kernel_index().kernels(problem, (*device)->arch);
   if (kernels.empty()) {
     return Status(
         StatusCode::unsupported,
@@ -374,7 +380,8 @@ std::vector<KernelInfo> kernels() {
     l.stages = select::deepest_ring(entry.config, entry.config.tile_m);
     info.shared_bytes =
         static_cast<std::size_t>(launch::smem_bytes(entry.config, l, entry.config.tile_m));
-    if (device && (*device)->arch == entry.config.arch) {
+    // Not of a kernel that is only there as PTX: the driver would compile it to answer.
+    if (device && (*device)->arch / 10 == entry.config.arch / 10) {
       cudaFuncAttributes attributes = {};
       if (cudaFuncGetAttributes(&attributes, entry.function) == cudaSuccess) {
         info.registers = attributes.numRegs;

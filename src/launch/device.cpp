@@ -30,23 +30,39 @@ int attribute(cudaDeviceAttr attr, int device) {
 
 /// Lets a kernel use all the shared memory of an SM, once per device and kernel: the attribute
 /// outlives the call, and setting it again would cost a driver call per plan.
-Status allow_shared_memory(int device, const KernelEntry& entry) {
+Status allow_shared_memory(int device, const KernelEntry& entry, int bytes) {
   static std::mutex mutex;
   static std::map<std::pair<int, const void*>, bool> done;
   std::lock_guard lock(mutex);
   bool& is_done = done[{device, entry.function}];
   if (is_done) return Status();
-  cudaError_t error = cudaFuncSetAttribute(
-      entry.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kMaxSharedBytes);
+  cudaError_t error =
+      cudaFuncSetAttribute(entry.function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error != cudaSuccess) return cuda_error(error, entry.id);
   is_done = true;
   return Status();
+}
+
+/// CTAs of a kernel that knows no clusters, on all SMs.
+Result<int> ask_resident_ctas(const KernelEntry& entry, const launch::Geometry& g, int num_sms) {
+  int per_sm = 0;
+  const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+      &per_sm, entry.function, g.threads, static_cast<std::size_t>(g.smem_bytes));
+  if (error != cudaSuccess) return cuda_error(error, entry.id);
+  if (per_sm < 1) {
+    return Status(StatusCode::unsupported,
+                  fmt::format("{}: the device can't hold a CTA of {} threads with {} bytes of "
+                              "shared memory",
+                              entry.id, g.threads, g.smem_bytes));
+  }
+  return per_sm * num_sms;
 }
 
 Result<int> ask_resident_clusters(const KernelEntry& entry, const LaunchConfig& l, std::int64_t m,
                                   int num_sms) {
   const int size = l.cluster_size();
   const launch::Geometry g = launch::geometry(entry.config, l, m, 1, 1, 1);
+  if (entry.config.arch == 80) return ask_resident_ctas(entry, g, num_sms);
   cudaLaunchAttribute attr[1];
   attr[0].id = cudaLaunchAttributeClusterDimension;
   attr[0].val.clusterDim.x = static_cast<unsigned>(l.cluster_n);
@@ -83,6 +99,8 @@ select::DeviceFacts ask_facts(int device) {
                attribute(cudaDevAttrComputeCapabilityMinor, device);
   facts.num_sms = std::max(1, attribute(cudaDevAttrMultiProcessorCount, device));
   facts.l2_bytes = attribute(cudaDevAttrL2CacheSize, device);
+  facts.shared.per_cta = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  facts.shared.per_sm = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   if (const int khz = attribute(cudaDevAttrClockRate, device); khz > 0) {
     facts.clock_mhz = khz * 1e-3 * kSustainedClock;
   }
@@ -95,13 +113,13 @@ select::DeviceFacts ask_facts(int device) {
   for (int per_sm = 1; per_sm <= 2; ++per_sm) {
     const auto registry = kernel_registry();
     const auto it = std::find_if(registry.begin(), registry.end(), [&](const KernelEntry& e) {
-      return e.config.arch == facts.arch && e.config.ctas_per_sm == per_sm &&
+      return facts.arch == 90 && e.config.arch == 90 && e.config.ctas_per_sm == per_sm &&
              (e.config.schedule == Schedule::cooperative ||
               e.config.schedule == Schedule::pingpong);
     });
     for (int size = 1; size <= select::kMaxClusterSize; ++size) {
-      int clusters = per_sm * facts.num_sms / size;
-      if (it != registry.end() && allow_shared_memory(device, *it)) {
+      int clusters = facts.arch == 90 || size == 1 ? per_sm * facts.num_sms / size : 0;
+      if (it != registry.end() && allow_shared_memory(device, *it, facts.shared.per_cta)) {
         LaunchConfig l;
         l.cluster_k = size;
         l.stages = max_stages(it->config);
@@ -149,11 +167,15 @@ DeviceCount device_count() {
 }
 
 const char* why_no_kernels(int arch) {
-  if (arch != 90) return "kernels need compute capability 9.0 (Hopper)";
+  if (arch < 80) return "kernels need compute capability 8.0 (Ampere) or newer";
   const auto registry = kernel_registry();
-  const bool any = std::any_of(registry.begin(), registry.end(),
-                               [&](const KernelEntry& e) { return e.config.arch == arch; });
-  return any ? nullptr : "this build has no kernel for compute capability 9.0";
+  const bool any = std::any_of(registry.begin(), registry.end(), [&](const KernelEntry& e) {
+    return select::runs_on(e.config.arch, arch);
+  });
+  if (any) return nullptr;
+  return arch == 90 ? "this build has no kernel for compute capability 9.0"
+                    : "this build's kernels need compute capability 9.0 (Hopper); "
+                      "CMAKE_CUDA_ARCHITECTURES=\"80;90a\" adds those for 8.0 and newer";
 }
 
 const select::KernelIndex& kernel_index() {
@@ -204,7 +226,9 @@ Result<int> resident_clusters(const DeviceContext& device, const KernelEntry& en
     std::lock_guard lock(mutex);
     if (const auto it = known.find(key); it != known.end()) return it->second;
   }
-  if (Status s = allow_shared_memory(device.ordinal, entry); !s) return s;
+  if (Status s = allow_shared_memory(device.ordinal, entry, device.facts.shared.per_cta); !s) {
+    return s;
+  }
   const auto asked = ask_resident_clusters(entry, l, m, device.facts.num_sms);
   if (!asked) return asked;
   int clusters = *asked;

@@ -40,7 +40,7 @@ std::int64_t flag_bytes(std::int64_t grid_ctas) {
 }
 
 std::int64_t smem_bytes(const KernelConfig& c, const LaunchConfig& l, std::int64_t m) {
-  if (c.schedule != Schedule::streaming) return tiled_smem_bytes(c, l);
+  if (c.schedule != Schedule::streaming) return ring_smem_bytes(c, l);
   return streaming_smem_bytes(c, l.stages, static_cast<int>(std::min<std::int64_t>(m, c.tile_m)));
 }
 

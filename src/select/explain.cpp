@@ -31,7 +31,7 @@ std::vector<PlanCandidate> explain(const Problem& problem, std::span<const Kerne
                                    const std::string& picked,
                                    const std::optional<TuningEntry>& tuned, std::size_t limit) {
   const int group = problem.weight.group_size;
-  const auto kernels = index.kernels(problem);
+  const auto kernels = index.kernels(problem, device.arch);
   std::vector<PlanCandidate> candidates;
   std::set<std::string> listed;
   const auto offer = [&](const KernelEntry& entry, const LaunchConfig& launch, const Estimate& e) {
@@ -85,6 +85,13 @@ std::vector<PlanCandidate> explain(const Problem& problem, std::span<const Kerne
     const char* rule = std::string_view(entry.epilogue) != "standard"
                            ? "its epilogue is asked for by name only"
                            : why_unfit(entry.config, problem);
+    if (rule == nullptr && !runs_on(entry.config.arch, device.arch)) {
+      rule = entry.config.arch == 80 ? "it needs compute capability 8.0 or newer"
+                                     : "it needs compute capability 9.0 (Hopper)";
+    }
+    if (rule == nullptr && std::find(kernels.begin(), kernels.end(), &entry) == kernels.end()) {
+      rule = "a kernel for SM80 is asked for by name where there are Hopper kernels";
+    }
     if (rule == nullptr && launches(entry.config, problem, device).empty()) {
       rule = "no launch of it is legal for this problem on this device";
     }

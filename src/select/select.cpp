@@ -70,8 +70,27 @@ double dequant_weight(const KernelConfig& c) {
   return weight;
 }
 
+/// Clocks of an m16n8k16 in one of an SM's four tensor cores, fp32 sums. Hopper's mma.sync reaches
+/// about 62 % of its wgmma; SM86 and SM89 sum in fp32 at half the rate of SM80.
+double mma_sync_clks(int device_arch) {
+  return device_arch >= 90 ? 6.5 : device_arch == 80 ? 8 : 16;
+}
+
+/// Clocks in which every warp of `ctas` CTAs on an SM advances by one ring stage of the multistage
+/// kernel: of the tensor cores or of issue slots, counted in the machine code.
+double multistage_clks_per_stage(const KernelConfig& c, int ctas, int device_arch) {
+  const double strips = multi_warp_rows(c) / 16.0, pairs = multi_warp_tokens(c) / 16.0;
+  const double steps = c.tile_k / 16.0 / multi_warps_k(c);
+  const double warps = 4.0 * c.consumer_warpgroups * ctas;
+  const double mma = 2 * strips * pairs;
+  const double issued = mma + pairs + 15 * strips * dequant_weight(c);
+  const double issue = (steps * issued + 80) * warps / 4;
+  return std::max(steps * mma * mma_sync_clks(device_arch) * warps / 4, issue) * 1.1;
+}
+
 /// Clocks in which every warpgroup of `ctas` CTAs on an SM advances by one ring stage.
-double math_clks_per_stage(const KernelConfig& c, int ctas) {
+double math_clks_per_stage(const KernelConfig& c, int ctas, int device_arch) {
+  if (c.schedule == Schedule::multistage) return multistage_clks_per_stage(c, ctas, device_arch);
   const int warpgroups = c.consumer_warpgroups * ctas;
   const double mma = c.tile_m / 2.0 / kMmaEfficiency * warpgroups;
   const double dequant = std::max(kDequantLatencyClks, kDequantIssueClks * warpgroups);
@@ -88,11 +107,12 @@ struct KernelCost {
   int tiles_at_once = 1;         ///< tiles that a CTA works on
 };
 
-KernelCost kernel_cost(const KernelConfig& c, const Problem& problem) {
+KernelCost kernel_cost(const KernelConfig& c, const Problem& problem, int device_arch) {
   KernelCost cost;
   if (!is_tiled(c)) return cost;
-  cost.math_clks[0] = math_clks_per_stage(c, 1);
-  cost.math_clks[1] = c.ctas_per_sm == 2 ? math_clks_per_stage(c, 2) : cost.math_clks[0];
+  cost.math_clks[0] = math_clks_per_stage(c, 1, device_arch);
+  cost.math_clks[1] =
+      c.ctas_per_sm == 2 ? math_clks_per_stage(c, 2, device_arch) : cost.math_clks[0];
   cost.x_bytes = x_stage_bytes(c);
   const int group = problem.weight.group_size;
   const double values = problem.weight.zero == ZeroKind::none ? 1 : 2;
@@ -124,8 +144,9 @@ Estimate evaluate_streaming(const KernelConfig& c, const LaunchConfig& l, const 
   const double m = static_cast<double>(p.m), k = static_cast<double>(p.k);
 
   // CTAs that fit on an SM, of this launch and the next, and CTAs that an SM works off.
-  const int fit = std::max(1, std::min(streaming_resident_ctas(c),
-                                       kSharedBytesPerSm / (g.smem_bytes + kReservedSharedBytes)));
+  const int fit =
+      std::max(1, std::min(streaming_resident_ctas(c),
+                           device.shared.per_sm / (g.smem_bytes + kReservedSharedBytes)));
   const double per_sm =
       std::max(1.0, static_cast<double>(g.grid_ctas) / static_cast<double>(device.num_sms));
 
@@ -157,7 +178,8 @@ Estimate evaluate_streaming(const KernelConfig& c, const LaunchConfig& l, const 
   }
 
   Estimate e;
-  e.fixed_us = kStreamingFixedUs + (fit == 1 ? kStreamingAloneUs : 0);
+  // Without PDL a launch's first bytes never overlap the one before.
+  e.fixed_us = kStreamingFixedUs + (fit == 1 || c.arch == 80 ? kStreamingAloneUs : 0);
   // An SM that works on more CTAs than the others takes more of the bandwidth, up to what L2 gives.
   const double total_bytes = static_cast<double>(g.cluster_tiles) * strip_bytes;
   e.stream_us = total_bytes / device.dram_bytes_per_us * kStreamingInefficiency;
@@ -264,7 +286,8 @@ int raster_band(const KernelConfig& c, const LaunchConfig& l, std::int64_t tiles
 
 /// Kernels whose token tile wastes most of its MMA while a narrower one exists aren't evaluated.
 bool worth_considering(const KernelConfig& c, const Problem& p, int narrowest_fit) {
-  if (!is_tiled(c)) return why_unfit(c, p) == nullptr;
+  if (why_unfit(c, p) != nullptr) return false;
+  if (!is_tiled(c)) return true;
   if (c.tile_m > narrowest_fit && c.tile_m > 2 * std::max<std::int64_t>(p.m, 8)) return false;
   // Nor those that would read and dequantize each weight four times or more.
   return c.tile_m >= narrowest_fit || 4 * c.tile_m > std::min<std::int64_t>(p.m, 256);
@@ -281,7 +304,7 @@ int ring_depth(const KernelConfig& c, int deepest) {
 template <class Visit>
 void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts& device,
                      const Visit& visit) {
-  const int deepest = deepest_ring(c, p.m);
+  const int deepest = deepest_ring(c, p.m, c.arch == 80 ? device.shared : shared_limits(c.arch));
   const std::int64_t tiles_n = (p.n + c.tile_n - 1) / c.tile_n;
   const std::int64_t tiles_m = (p.m + c.tile_m - 1) / c.tile_m;
   const std::int64_t k_tiles = (p.k + c.tile_k - 1) / c.tile_k;
@@ -356,14 +379,10 @@ std::size_t family_slot(const Family& f) {
          static_cast<std::size_t>(f.fine_groups);
 }
 
-/// Bytes of a CTA's shared memory where `ctas` of them share an SM.
-int smem_budget(int ctas) {
-  return ctas == 1 ? kMaxSharedBytes : kSharedBytesPerSm / ctas - kReservedSharedBytes;
-}
-
 const char* why_illegal_streaming(const KernelConfig& c, const LaunchConfig& l, const Problem& p) {
   if (l.cluster_n != 1 || l.cluster_m != 1) return "streaming: cluster_n and cluster_m must be 1";
   if (l.cluster_k < 1 || l.cluster_k > kMaxClusterSize) return "cluster_k must be 1 to 8";
+  if (c.arch == 80 && l.cluster_k > 1) return "clusters need arch 90";
   if (l.split_k != 1 || l.stream_k) return "streaming: K is split by cluster_k only";
   if (l.stages < 2 || l.stages > kMaxStages) return "stages must be 2 to 16";
   if (launch::smem_bytes(c, l, p.m) > kMaxSharedBytes) return "shared memory exceeds 227 KB";
@@ -373,19 +392,26 @@ const char* why_illegal_streaming(const KernelConfig& c, const LaunchConfig& l, 
 }  // namespace
 
 int deepest_ring(const KernelConfig& c, std::int64_t m) {
-  if (is_tiled(c)) return max_stages(c);
+  return deepest_ring(c, m, shared_limits(c.arch));
+}
+
+int deepest_ring(const KernelConfig& c, std::int64_t m, const SharedLimits& limits) {
+  if (is_tiled(c)) return max_stages(c, limits);
   const int tokens = static_cast<int>(std::min<std::int64_t>(m, c.tile_m));
   const int stage = streaming_warps(c) * (streaming_stage_bytes(c, tokens) + 8);
-  for (const int grids : {streaming_resident_ctas(c) / c.ctas_per_sm, 1}) {
-    const int rings = smem_budget(grids * c.ctas_per_sm) - streaming_exchange_bytes(c, tokens);
+  // Launches share an SM by PDL, which SM80 hasn't.
+  for (const int grids : {c.arch == 80 ? 1 : streaming_resident_ctas(c) / c.ctas_per_sm, 1}) {
+    const int rings = limits.share(grids * c.ctas_per_sm) - streaming_exchange_bytes(c, tokens);
     const int stages = rings / stage;
     if (stages >= 2) return std::min(stages, kMaxStages);
   }
   return 0;
 }
 
-bool is_tiled(const KernelConfig& c) {
-  return c.schedule == Schedule::cooperative || c.schedule == Schedule::pingpong;
+bool is_tiled(const KernelConfig& c) { return c.schedule != Schedule::streaming; }
+
+bool runs_on(int kernel_arch, int device_arch) {
+  return kernel_arch == 80 ? device_arch >= 80 : device_arch == kernel_arch;
 }
 
 DeviceFacts h100_facts() {
@@ -419,15 +445,18 @@ std::string describe(const Family& f) {
 
 KernelIndex::KernelIndex(std::span<const KernelEntry> registry) : registry_(registry) {
   for (const KernelEntry& entry : registry) {
-    if (entry.config.schedule == Schedule::multistage) continue;
     if (std::string_view(entry.epilogue) != "standard") continue;
     const KernelConfig& c = entry.config;
-    families_[family_slot({c.act, c.weight, c.quant, c.fine_groups})].push_back(&entry);
+    Families& families = c.arch == 80 ? ampere_ : hopper_;
+    families[family_slot({c.act, c.weight, c.quant, c.fine_groups})].push_back(&entry);
   }
 }
 
-std::span<const KernelEntry* const> KernelIndex::kernels(const Problem& problem) const {
-  return families_[family_slot(family_of(problem))];
+std::span<const KernelEntry* const> KernelIndex::kernels(const Problem& problem,
+                                                         int device_arch) const {
+  const std::size_t family = family_slot(family_of(problem));
+  if (device_arch == 90 && !hopper_[family].empty()) return hopper_[family];
+  return ampere_[family];
 }
 
 const KernelEntry* KernelIndex::find(std::string_view kernel_id) const {
@@ -438,7 +467,9 @@ const KernelEntry* KernelIndex::find(std::string_view kernel_id) const {
 
 const char* why_unfit(const KernelConfig& c, const Problem& p) {
   const Family f = family_of(p);
-  if (c.schedule == Schedule::multistage) return "the kernel's schedule has no launcher here";
+  if (c.schedule == Schedule::multistage && p.batch_invariant && multi_warps_k(c) > 1) {
+    return "batch_invariant needs K in one piece: the warps of this tile split it";
+  }
   if (c.schedule == Schedule::streaming) {
     if (p.m > c.tile_m) return "streaming: M must not exceed tile_m";
     if (p.batch_invariant) {
@@ -465,6 +496,9 @@ const char* why_unfit(const KernelConfig& c, const LaunchConfig& l, const Proble
   } else if (const char* rule = why_illegal(c, l, tma)) {
     return rule;
   }
+  if (launch::smem_bytes(c, l, p.m) > device.shared.per_cta) {
+    return "shared memory exceeds what the device gives a CTA";
+  }
   const std::int64_t k_tiles = (p.k + c.tile_k - 1) / c.tile_k;
   if (l.cluster_k > k_tiles) return "cluster_k must not exceed the k tiles, K / tile_k rounded up";
   if (l.split_k > k_tiles) return "split_k must not exceed the k tiles, K / tile_k rounded up";
@@ -486,7 +520,7 @@ std::vector<LaunchConfig> launches(const KernelConfig& config, const Problem& pr
 
 Estimate estimate(const KernelConfig& config, const LaunchConfig& launch, const Problem& problem,
                   const DeviceFacts& device) {
-  return evaluate(config, kernel_cost(config, problem), launch, problem, device);
+  return evaluate(config, kernel_cost(config, problem, device.arch), launch, problem, device);
 }
 
 std::vector<Candidate> rank(const Problem& problem, std::span<const KernelEntry* const> kernels,
@@ -498,7 +532,7 @@ std::vector<Candidate> rank(const Problem& problem, std::span<const KernelEntry*
       1 << 30;  // the narrowest token tile that holds all of M, or the widest of all
   int widest = 0;
   for (const KernelEntry* entry : kernels) {
-    if (!is_tiled(entry->config)) continue;
+    if (!is_tiled(entry->config) || why_unfit(entry->config, problem) != nullptr) continue;
     const int tile_m = entry->config.tile_m;
     widest = std::max(widest, tile_m);
     if (tile_m >= problem.m) narrowest_fit = std::min(narrowest_fit, tile_m);
@@ -507,7 +541,7 @@ std::vector<Candidate> rank(const Problem& problem, std::span<const KernelEntry*
   for (const KernelEntry* entry : kernels) {
     const KernelConfig& c = entry->config;
     if (!worth_considering(c, problem, narrowest_fit)) continue;
-    const KernelCost cost = kernel_cost(c, problem);
+    const KernelCost cost = kernel_cost(c, problem, device.arch);
     for_each_launch(c, problem, device, [&](const LaunchConfig& l) {
       const Estimate e = evaluate(c, cost, l, problem, device);
       if (best.size() == keep && e.total_us >= best.back().estimate.total_us) return;

@@ -27,6 +27,7 @@ struct DeviceFacts {
   double clock_mhz = 1755;  ///< SM clock under load
   double dram_bytes_per_us = 3.1e6;
   std::int64_t l2_bytes = 50 << 20;
+  SharedLimits shared;  ///< shared memory of a CTA and of an SM
   /// Clusters of a size (index 1 .. 8) that the device holds at once, at one and at two CTAs per
   /// SM. 0 = such a cluster can't be launched.
   std::array<std::array<int, kMaxClusterSize + 1>, 2> resident_clusters{};
@@ -56,20 +57,26 @@ struct Candidate {
   Estimate estimate;
 };
 
+/// Does code for one architecture run on a device of another (both compute capability × 10)?
+/// Kernels for 80 run on everything newer, beyond 8.x through PTX; those for 90 on Hopper alone.
+bool runs_on(int kernel_arch, int device_arch);
+
 /// The kernels that can serve a problem, found once per (types, quantization) and then by index.
 class KernelIndex {
  public:
   explicit KernelIndex(std::span<const KernelEntry> registry);
 
-  /// Kernels with the standard epilogue for this problem, in registry order. Empty: the build has
-  /// none.
-  std::span<const KernelEntry* const> kernels(const Problem& problem) const;
+  /// Kernels with the standard epilogue to choose from for this problem on such a device, in
+  /// registry order: Hopper's own on Hopper, else those for SM80, which also serve a family that a
+  /// build has no Hopper kernel of. Empty: the build has none.
+  std::span<const KernelEntry* const> kernels(const Problem& problem, int device_arch = 90) const;
   /// By id, or nullptr.
   const KernelEntry* find(std::string_view kernel_id) const;
 
  private:
   std::span<const KernelEntry> registry_;
-  std::array<std::vector<const KernelEntry*>, 2 * 2 * 3 * 2> families_;
+  using Families = std::array<std::vector<const KernelEntry*>, 2 * 2 * 3 * 2>;
+  Families hopper_, ampere_;
 };
 
 /// What a problem's weight asks of a kernel.
@@ -80,11 +87,13 @@ struct Family {
   bool fine_groups = false;
 };
 Family family_of(const Problem& problem);
-/// Is it a kernel of the tiled mainloop (tensor maps, token tiles), or the streaming one?
+/// Is it a kernel with token tiles, for any M, or the streaming one?
 bool is_tiled(const KernelConfig& config);
 /// Ring stages of a plan's launch for M tokens: as many as fit. The streaming kernel's rings leave
 /// half the SM to the next launch where that still makes a ring; 0 where not even two stages fit.
+/// Without limits: those that all devices of the kernel's architecture keep.
 int deepest_ring(const KernelConfig& config, std::int64_t m);
+int deepest_ring(const KernelConfig& config, std::int64_t m, const SharedLimits& limits);
 /// "f16 x int4, group scales and zeros, groups of 16 or 32".
 std::string describe(const Family& family);
 

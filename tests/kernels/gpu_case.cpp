@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 
+#include "launch/device.hpp"
 #include "layout/packed.hpp"
 #include "mixgemm/version.hpp"
 #include "util/half.hpp"
@@ -56,6 +57,12 @@ const std::string& why_no_device() {
     return "no usable CUDA device: " + note;
   }();
   return reason;
+}
+
+const select::DeviceFacts& device_facts() {
+  const auto device = cuda::current_device();
+  device.status().throw_if_error();
+  return (*device)->facts;
 }
 
 void check_cuda(cudaError_t error, const char* what) {

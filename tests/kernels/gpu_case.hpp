@@ -16,11 +16,15 @@
 
 #include "gpu_kernels.hpp"
 #include "mixgemm/gemm.hpp"
+#include "select/select.hpp"
 
 namespace mixgemm::gpu_test {
 
 /// Empty where a usable device is there, else why not.
 const std::string& why_no_device();
+
+/// The current device's, where there is a usable one.
+const select::DeviceFacts& device_facts();
 
 #define MIXGEMM_NEED_DEVICE()                      \
   if (!mixgemm::gpu_test::why_no_device().empty()) \

@@ -25,7 +25,7 @@ bool build_has(const QuantSpec& spec, DataType act) {
   p.weight = spec;
   static const select::KernelIndex index(kernel_registry());
   // Without a tiled kernel a family serves few tokens only.
-  const auto kernels = index.kernels(p);
+  const auto kernels = index.kernels(p, device_facts().arch);
   return std::any_of(kernels.begin(), kernels.end(),
                      [](const KernelEntry* e) { return select::is_tiled(e->config); });
 }
@@ -284,7 +284,10 @@ TEST(Kernels, AreListedWithRegistersAndSharedMemory) {
   for (const KernelInfo& kernel : kernels()) {
     if (kernel.device != Device::cuda) continue;
     ++listed;
-    EXPECT_GT(kernel.registers, 0) << kernel.id;
+    // The driver isn't made to compile a kernel that is there as PTX only.
+    if (kernel.arch / 10 == device_facts().arch / 10) {
+      EXPECT_GT(kernel.registers, 0) << kernel.id;
+    }
     EXPECT_GT(kernel.shared_bytes, 0u) << kernel.id;
     EXPECT_FALSE(kernel.reason.empty()) << kernel.id;
   }

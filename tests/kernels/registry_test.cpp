@@ -163,10 +163,11 @@ class RegistryTest : public testing::Test {
   /// Every kernel of the family, each with a third of the launches; the turn moves on, so that each
   /// launch meets each epilogue, placement and many shapes.
   void run_all(Runner& runner, const TestWeight& weight, const TestInputs& in, bool repeat) {
-    const auto facts = select::h100_facts();
+    const select::DeviceFacts& facts = device_facts();
     const Problem problem = problem_for(weight.view(), in.m, in.act, {});
     for (const KernelEntry& entry : kernel_registry()) {
       if (std::string_view(entry.epilogue) != "standard") continue;
+      if (!select::runs_on(entry.config.arch, facts.arch)) continue;
       if (select::why_unfit(entry.config, problem) != nullptr) continue;
       const bool tiled = select::is_tiled(entry.config);
       const auto& launches = tiled ? tiled_launches() : streaming_launches();
@@ -209,7 +210,7 @@ void register_registry_tests() {
   std::map<std::tuple<DataType, WeightType, Quant, bool>, bool> families;
   for (const KernelEntry& entry : kernel_registry()) {
     const KernelConfig& c = entry.config;
-    if (c.arch != 90 || std::string_view(entry.epilogue) != "standard") continue;
+    if (std::string_view(entry.epilogue) != "standard") continue;
     families[{c.act, c.weight, c.quant, c.fine_groups}] = true;
   }
   for (const auto& [key, present] : families) {

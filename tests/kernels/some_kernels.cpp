@@ -5,6 +5,7 @@
 #include <set>
 #include <tuple>
 
+#include "gpu_case.hpp"
 #include "registry.hpp"
 #include "select/config_id.hpp"
 #include "select/select.hpp"
@@ -13,10 +14,12 @@ namespace mixgemm::gpu_test {
 
 std::vector<SomeKernel> some_kernels(int m, int k) {
   std::vector<SomeKernel> result;
-  std::set<std::tuple<Schedule, DataType, WeightType, Quant, bool>> seen;
+  std::set<std::tuple<int, Schedule, DataType, WeightType, Quant, bool>> seen;
+  const select::DeviceFacts& facts = device_facts();
   for (const KernelEntry& entry : kernel_registry()) {
     const KernelConfig& c = entry.config;
-    if (c.arch != 90 || std::string_view(entry.epilogue) != "standard") continue;
+    if (!select::runs_on(c.arch, facts.arch)) continue;
+    if (std::string_view(entry.epilogue) != "standard") continue;
     Problem p;
     p.m = m;
     p.n = 4096;
@@ -27,7 +30,9 @@ std::vector<SomeKernel> some_kernels(int m, int k) {
     p.weight.group_size = c.quant == Quant::column ? 0 : c.fine_groups ? 32 : 128;
     p.weight.zero = c.quant == Quant::group_zero ? ZeroKind::integer : ZeroKind::none;
     if (select::why_unfit(c, p) != nullptr) continue;
-    if (!seen.insert({c.schedule, c.act, c.weight, c.quant, c.fine_groups}).second) continue;
+    if (!seen.insert({c.arch, c.schedule, c.act, c.weight, c.quant, c.fine_groups}).second) {
+      continue;
+    }
     const auto offer = [&](int cluster_n, int cluster_m, int cluster_k, int split_k,
                            bool stream_k) {
       LaunchConfig l;
@@ -37,7 +42,7 @@ std::vector<SomeKernel> some_kernels(int m, int k) {
       l.split_k = split_k;
       l.stream_k = stream_k;
       l.stages = std::max(2, std::min(4, select::deepest_ring(c, m)));
-      if (select::why_unfit(c, l, p, select::h100_facts(), true) != nullptr) return;
+      if (select::why_unfit(c, l, p, facts, true) != nullptr) return;
       result.push_back({select::config_id(entry.id, p.weight.group_size, l), p.act, p.weight});
     };
     offer(1, 1, 1, 1, false);
