@@ -374,6 +374,7 @@ struct MultistageKernel {
         finish_batch(e, chunk, item, work, first, contributors, slots);
       }
     }
+    // All partial sums are written, and the next item may fill the ring, where the slab lies.
     __syncthreads();
     if (!item.finishes && threadIdx.x == 0) {
       ptx::st_release_gpu(device::workspace_flag(p, mine), p.flag_tag);
@@ -455,7 +456,6 @@ __global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.
     typename Kernel::Accumulators acc = {};
     kernel.multiply(item, acc);
     kernel.finish(acc, item, work);
-    __syncthreads();  // the slab lies in the ring, which the next item fills
   }
 }
 

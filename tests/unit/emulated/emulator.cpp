@@ -74,6 +74,21 @@ void wait_for(Meeting& meeting) {
 
 void land(const Copy& copy) { std::memcpy(smem + copy.dst, copy.bytes, sizeof(copy.bytes)); }
 
+/// Each of 32 lanes as far as its next wait; did any move?
+bool run_lanes(unsigned first) {
+  bool ran = false;
+  for (unsigned i = first; i < first + 32; ++i) {
+    Fiber& f = fibers[i];
+    if (f.done || (f.waits_for != nullptr && f.waits_for->round == f.round)) continue;
+    f.waits_for = nullptr;
+    current = &f;
+    thread_idx = f.index;
+    swapcontext(&scheduler, &f.context);
+    ran = true;
+  }
+  return ran;
+}
+
 void run_cta(const Launch& launch, std::mt19937& random) {
   std::memset(smem, kPoison, sizeof(smem));
   cta = {};
@@ -95,24 +110,18 @@ void run_cta(const Launch& launch, std::mt19937& random) {
     f.context.uc_link = nullptr;
     makecontext(&f.context, fiber_main, 0);
   }
-  std::vector<unsigned> order(launch.threads);
-  for (unsigned i = 0; i < launch.threads; ++i) order[i] = i;
-  std::shuffle(order.begin(), order.end(), random);
+  // A warp runs until it waits for others, which brings out a barrier that is missing.
+  std::vector<unsigned> order(warps.size());
+  for (unsigned i = 0; i < order.size(); ++i) order[i] = i;
   for (;;) {
-    bool ran = false, left = false;
-    for (const unsigned i : order) {
-      Fiber& f = fibers[i];
-      if (f.done) continue;
-      left = true;
-      if (f.waits_for != nullptr && f.waits_for->round == f.round) continue;
-      f.waits_for = nullptr;
-      current = &f;
-      thread_idx = f.index;
-      swapcontext(&scheduler, &f.context);
-      ran = true;
+    std::shuffle(order.begin(), order.end(), random);
+    bool ran = false;
+    for (const unsigned warp : order) {
+      while (run_lanes(32 * warp)) ran = true;
     }
-    if (!left) break;
-    if (!ran) fail("deadlock: threads wait at different barriers");
+    if (ran) continue;
+    if (std::all_of(fibers.begin(), fibers.end(), [](const Fiber& f) { return f.done; })) break;
+    fail("deadlock: threads wait at different barriers");
   }
   const auto* const end = reinterpret_cast<const unsigned char*>(smem) + sizeof(smem);
   const auto* const beyond = reinterpret_cast<const unsigned char*>(smem) + launch.smem_bytes;

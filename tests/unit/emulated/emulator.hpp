@@ -5,7 +5,7 @@
 // instruction.
 //
 // What it is strict about: a copy by cp.async lands as late as its wait allows, or as early as it is
-// issued (Landing); threads run in a random order, each until it must wait; shared memory starts as
+// issued (Landing); warps run in a random order, each until it must wait; shared memory starts as
 // NaN, and what lies beyond the launch's must stay so; a copy reads registered memory only; a CTA that
 // waits for a flag which no earlier CTA set ends the program.
 #pragma once
