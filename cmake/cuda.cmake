@@ -72,13 +72,20 @@ endif()
 # fifth of the space (measured: 99 instead of 468 KB for five kernels).
 set(MIXGEMM_CUDA_FLAGS -std=c++20 -O3 --expt-relaxed-constexpr -Xptxas=-v -Xfatbin=-compress-all)
 set(MIXGEMM_SM90_FLAGS -gencode=arch=compute_90a,code=sm_90a)
-set(MIXGEMM_SM80_FLAGS "")
-foreach(number IN LISTS MIXGEMM_CUDA_ARCHITECTURES)
-  if(NOT number EQUAL 90)
-    list(APPEND MIXGEMM_SM80_FLAGS -gencode=arch=compute_80,code=sm_${number})
-  endif()
-endforeach()
-list(APPEND MIXGEMM_SM80_FLAGS -gencode=arch=compute_80,code=compute_80)
+# The kernels for SM80 may be compiled for something else than the list says, e.g. "sm_90;compute_80" to
+# measure on Hopper what the driver's compiler has no part in.
+set(MIXGEMM_SM80_CODE "" CACHE STRING
+  "What the kernels for SM80 are compiled to; empty: the architectures of the list, and PTX")
+set(code ${MIXGEMM_SM80_CODE})
+if(NOT code)
+  foreach(number IN LISTS MIXGEMM_CUDA_ARCHITECTURES)
+    if(NOT number EQUAL 90)
+      list(APPEND code sm_${number})
+    endif()
+  endforeach()
+  list(APPEND code compute_80)
+endif()
+list(TRANSFORM code PREPEND -gencode=arch=compute_80,code= OUTPUT_VARIABLE MIXGEMM_SM80_FLAGS)
 target_compile_options(mixgemm_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:${MIXGEMM_CUDA_FLAGS};$<$<BOOL:${MIXGEMM_WERROR}>:-Werror=all-warnings>>")
 # libcuda isn't linked: its entry points are looked up at run time, so that the library loads on a

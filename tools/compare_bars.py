@@ -3,6 +3,7 @@
 """Holds a benchmark run against the project's bars and against the best peers.
 
     tools/compare_bars.py bench/results/h100/RUN.jsonl [--json] [--strict]
+    tools/compare_bars.py RUN.jsonl --peer marlin [--all]
 
 Reads rows of `mixgemm bench` (bench/results/README.md). For every kind of run (activation, weight,
 group, zero-point kind, PDL) and every M it prints the geometric mean over the layers of
@@ -10,7 +11,9 @@ time / ideal, time / floor and time / cuBLAS, the bar that applies and whether i
 file also has the plain int4 group-128 rows, the time of other formats relative to them; then every
 layer that is slower than the best peer of bench/baselines at the same M. Only rows with "auto": true
 count, since the bars are about what the plan picks by itself; --all takes the best row of each
-problem instead. Standard library only.
+problem instead. --peer NAME prints only, for each M, the geometric mean of time / that peer's time and
+the layer where it is worst: what a kernel on the same instructions is held against. Standard library
+only.
 """
 
 import argparse
@@ -71,6 +74,33 @@ def read_peers(gpu):
         if key not in best or row["us"] < best[key][0]:
             best[key] = (row["us"], row["peer"])
     return best
+
+
+def compare_to_peer(rows, take_all, name):
+    """[(M, number of layers, mean of time / the peer's, worst ratio, its layer and configuration)] of
+    the plain int4 rows, and the problems of the peer that no row covers."""
+    file = BASELINES / ("h200_peers.jsonl" if "H200" in rows[0]["gpu"] else "h100_peers.jsonl")
+    peer = {}
+    for line in file.read_text().splitlines():
+        row = json.loads(line)
+        if row["peer"] == name:
+            peer[(row["act"], row["m"], row["layer"])] = row["us"]
+    if not peer:
+        sys.exit(f"{file}: no rows of a peer named {name!r}")
+    members = defaultdict(list)
+    for row in rows:
+        if is_plain(kind_of(row)) and (row["act"], row["m"], row["layer"]) in peer:
+            members[row["m"]].append(row)
+    table, covered = [], set()
+    for m, candidates in sorted(members.items()):
+        chosen = pick(candidates, take_all)
+        ratios_of = {layer: row["us"] / peer[(row["act"], m, layer)] for layer, row in chosen.items()}
+        covered |= {(m, layer) for layer in chosen}
+        if ratios_of:
+            worst = max(ratios_of, key=ratios_of.get)
+            table.append((m, len(chosen), geometric_mean(ratios_of.values()), ratios_of[worst], worst,
+                          chosen[worst].get("config")))
+    return table, sorted({(m, layer) for _, m, layer in peer} - covered)
 
 
 def is_plain(kind):
@@ -238,11 +268,22 @@ def main():
     parser.add_argument("results", help="rows of mixgemm bench, one JSON object a line")
     parser.add_argument("--all", action="store_true",
                         help="the fastest row of each problem, not only what the plan picked")
+    parser.add_argument("--peer", metavar="NAME",
+                        help="only against this peer of bench/baselines, e.g. marlin")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--strict", action="store_true",
                         help="exit with 1 unless every bar is met and no peer is faster")
     options = parser.parse_args()
-    report = compare(read_rows(options.results), options.all)
+    rows = read_rows(options.results)
+    if options.peer:
+        table, missing = compare_to_peer(rows, options.all, options.peer)
+        print(f"{rows[0]['gpu']}: time / {options.peer}'s\n{'M':>6} {'layers':>6} {'mean':>7} {'worst':>7}")
+        for m, layers, mean, worst, layer, config in table:
+            print(f"{m:>6} {layers:>6} {mean:7.3f} {worst:7.3f}  {layer}, {config}"
+                  f"{'' if mean <= 1 else '  SLOWER'}")
+        print(f"Problems without a row: {len(missing) or 'none'}")
+        return 1 if options.strict and (missing or any(row[2] > 1 for row in table)) else 0
+    report = compare(rows, options.all)
     if options.json:
         print(json.dumps(report, indent=1))
     else:

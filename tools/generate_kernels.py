@@ -147,10 +147,6 @@ class Kernel:
             stages = (per_cta - self.fixed_bytes()) // self.stage_bytes()
         return min(16, stages)
 
-    def least_smem_bytes(self):
-        """Of a launch with a ring of two stages."""
-        return 2 * self.stage_bytes() + self.fixed_bytes()
-
     def takes_cluster(self, cluster_n, cluster_m, cluster_k):
         if self.arch == 80:
             return cluster_n * cluster_m * cluster_k == 1
@@ -479,8 +475,9 @@ def units_json(units):
     return json.dumps({
         name: [{"id": kernel.id, "tile": kernel.tile, "schedule": kernel.schedule,
                 "arch": kernel.arch, "threads": kernel.threads,
-                "resident_ctas": kernel.resident_ctas, "beyond": kernel.beyond,
-                "smem_bytes": kernel.least_smem_bytes()} for kernel in kernels]
+                "resident_ctas": kernel.resident_ctas, "ctas_per_sm": kernel.ctas_per_sm,
+                "beyond": kernel.beyond, "max_stages": kernel.max_stages(),
+                "stage_bytes": kernel.stage_bytes(), "fixed_bytes": kernel.fixed_bytes()} for kernel in kernels]
         for name, kernels in units.items()}, indent=1) + "\n"
 
 

@@ -95,6 +95,24 @@ class CompareBars(unittest.TestCase):
         relative, = self.report(memory)["relative"]
         self.assertAlmostEqual(relative["allowed"], 1.05 * (0.5 + 4 / 32) / (0.5 + 2 / 128))
 
+    def test_one_peer_by_name(self):
+        peer = {(r["m"], r["layer"]): r["us"] for r in map(json.loads, (
+            ROOT / "bench/baselines/h100_peers.jsonl").read_text().splitlines())
+            if r["peer"] == "marlin"}
+        rows = [row("llama8b.o", 16, 0.5 * peer[16, "llama8b.o"], pdl=False),
+                row("llama70b.o", 16, 2.0 * peer[16, "llama70b.o"], pdl=False),
+                row("llama8b.o", 16, 0.1, pdl=False, auto=False)]
+        table, missing = compare_bars.compare_to_peer(rows, False, "marlin")
+        (m, layers, mean, worst, layer, config), = table
+        self.assertEqual((m, layers, layer, config), (16, 2, "llama70b.o", "k@c"))
+        self.assertAlmostEqual(mean, 1.0)
+        self.assertAlmostEqual(worst, 2.0)
+        self.assertIn((32, "llama8b.o"), missing)
+        done = self.run_tool(rows, "--peer", "marlin", "--strict")
+        self.assertEqual(done.returncode, 1, done.stderr)  # not every problem was measured
+        self.assertIn("1.000", done.stdout)
+        self.assertIn("no rows of a peer named 'nobody'", self.run_tool(rows, "--peer", "nobody").stderr)
+
     def test_unreadable_input_is_named(self):
         done = self.run_tool([])
         self.assertNotEqual(done.returncode, 0)

@@ -144,6 +144,12 @@ class Output(InScratch):
         self.assertIn("return {};", (self.out / "registry.cpp").read_text())
         self.assertEqual(list(self.out.glob("*.cu")), [])
 
+    def test_other_architectures_take_the_kernels_for_sm80(self):
+        for spelling in ("80", "86", "89;90a", "120", "100a"):
+            self.assertIn(80, generate_kernels.parse_arch(spelling), spelling)
+        self.assertEqual(generate_kernels.parse_arch("86;90a"), {80, 90})
+        self.assertEqual(generate_kernels.parse_arch("75"), {75})  # nothing
+
     def test_spellings_of_hopper(self):
         for spelling in ("90", "90a", "sm_90a", "80;90a", "80,90-real"):
             self.assertIn(90, generate_kernels.parse_arch(spelling), spelling)
@@ -190,6 +196,8 @@ class BadManifests(InScratch):
         cases = [
             (row.format("128x128", "f16_i4_g", "r"), "row 3 (128x128): tile must read", "'128x128'"),
             (row.format("t128x128x64_warp", "f16_i4_g", "r"), "schedule must be one of", "'warp'"),
+            (row.format("t128x32x128_multi", "f16_i4_g", "r"), "arch and schedule must be one of",
+             "got 90 multi"),
             (row.format("t128x128x64_coop_w2", "f16_i8_g", "r"), "tile is spelled", "coop_w2"),
             (row.format("t128x64x64_coop", "f32_i4_g", "r"), "a family must read", "'f32_i4_g'"),
             (row.format("t128x64x64_coop", "f16_i4_g", " "), "every row needs a reason", "empty"),
@@ -268,9 +276,19 @@ class TheManifest(unittest.TestCase):
                         self.assertIn(f"{family}_t128x{tokens}x64_coop", ids)
 
     def test_the_default_set_serves_every_family(self):
-        options = generate_kernels.parse_options(["--list", "--variants", "default"])
-        default = {kernel.family for kernel in generate_kernels.select(self.manifest, options)}
-        self.assertEqual(default, {kernel.family for kernel in self.manifest.kernels})
+        options = generate_kernels.parse_options(["--list", "--variants", "default", "-a", "80;90a"])
+        default = generate_kernels.select(self.manifest, options)
+        self.assertEqual({kernel.family for kernel in default},
+                         {kernel.family for kernel in self.manifest.kernels})
+        # Few tokens alone don't make a family: a kernel with token tiles serves any M.
+        self.assertEqual({kernel.family for kernel in default if kernel.schedule != "stream"},
+                         {kernel.family for kernel in self.manifest.kernels})
+
+    def test_every_family_for_sm80_has_a_batch_invariant_tile(self):
+        whole_k = {kernel.family for kernel in self.manifest.kernels if kernel.arch == 80
+                   and kernel.tile.startswith("t256x64x64_multi_w1")}
+        self.assertEqual(whole_k, {kernel.family for kernel in self.manifest.kernels
+                                   if kernel.arch == 80})
 
     def test_registry_compiles_hence_every_row_is_legal(self):
         result = self.compile(generate_kernels.registry_source(self.manifest.kernels),
@@ -305,8 +323,9 @@ class TheManifest(unittest.TestCase):
                                                        : c.ctas_per_sm;
             }
             int streaming_stages(const KernelConfig& c) {
-              const int half = kSharedBytesPerSm / (2 * c.ctas_per_sm) - kReservedSharedBytes;
-              for (const int budget : {half, kMaxSharedBytes}) {
+              const SharedLimits limits = shared_limits(c.arch);
+              const int grids = c.arch == 80 ? 1 : 2;  // that share an SM by PDL
+              for (const int budget : {limits.share(grids * c.ctas_per_sm), limits.per_cta}) {
                 int stages = kMaxStages;
                 while (streaming_smem_bytes(c, stages, c.tile_m) > budget) --stages;
                 if (stages >= 2) return stages;
@@ -322,7 +341,7 @@ class TheManifest(unittest.TestCase):
                   const LaunchConfig launch{.cluster_n = c[0], .cluster_m = c[1],
                                             .cluster_k = c[2], .stages = stages};
                   if (tiled ? why_illegal(row.config, launch, true) != nullptr
-                            : c[0] * c[1] > 1) continue;
+                            : c[0] * c[1] > 1 || (row.config.arch == 80 && c[2] > 1)) continue;
                   std::printf("%%.*s %%d threads o%%d c%%dx%%dx%%d s%%d\\n",
                               static_cast<int>(id.view().size()), id.view().data(),
                               threads(row.config), resident_ctas(row.config), c[0], c[1], c[2],
@@ -340,7 +359,8 @@ class TheManifest(unittest.TestCase):
         self.assertGreaterEqual(min(kernel.max_stages() for kernel in kernels), 2)
 
     def test_lists_are_unique_and_well_formed(self):
-        pattern = re.compile(r"sm90_(bf16|f16)_i[48]_f?(c|gz?)_t\d+x\d+x\d+_(coop|pp|stream)(_w\d)?"
+        pattern = re.compile(r"sm[89]0_(bf16|f16)_i[48]_f?(c|gz?)"
+                             r"_t\d+x\d+x\d+_(coop|pp|stream|multi)(_w\d)?"
                              r"(_o\d)?@g(0|16|32|64|128)_c\dx\d(x\d)?_s\d+")
         ids = [id for kernel in self.manifest.kernels for id in kernel.configuration_ids()]
         self.assertEqual(len(ids), len(set(ids)))
