@@ -148,7 +148,7 @@ class CudaPlan final : public Plan::Impl {
     p.residual = args.residual;
     p.workspace = args.workspace;
     p.flag_tag = launch->geometry.stream_tiles > 0 ? next_flag_tag() : 0;
-    p.ldx = args.ldx;
+    p.ldx = problem.m == 1 ? 0 : args.ldx;  // one row has no pitch, so an odd one misaligns nothing
     p.ldy = args.ldy;
     p.ldr = args.ldr;
     p.codes_pitch_bytes = args.weight.codes_pitch_bytes;

@@ -310,8 +310,17 @@ void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts&
   const std::int64_t k_tiles = (p.k + c.tile_k - 1) / c.tile_k;
   const bool likely_tma = p.k % 8 == 0;  // rows of X are rarely padded
   if (c.schedule == Schedule::streaming) {
-    // Deeper rings were never faster on an H100: they leave the next launch's weights no room.
-    for (const int stages : {2, 3}) {
+    // Hopper: deeper rings were never faster on an H100, they leave the next launch's weights no
+    // room. SM80, without PDL: enough codes in flight for the latency of HBM, in two depths.
+    int depths[2] = {2, 3};
+    if (c.arch == 80) {
+      constexpr int kBytesInFlight = 40 * 1024;
+      const int stage = streaming_warps(c) * w_stage_bytes(c);
+      depths[0] = std::min(deepest, std::max(2, (kBytesInFlight + stage - 1) / stage));
+      depths[1] = std::min(deepest, depths[0] + 2);
+    }
+    for (const int stages : depths) {
+      if (&stages != depths && stages == depths[0]) break;
       for (const auto& [ways, one_pass] :
            {std::pair{1, false}, {1, true}, {2, false}, {2, true}, {4, false}}) {
         LaunchConfig l;

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs a kernel for SM80 on the CPU, one CTA at a time, each thread a fiber, so that its arithmetic of
-// tiles, swizzles, fragments, rings and partial sums is tested on machines without a GPU. The kernel is
-// compiled as C++: shim/ stands in for the CUDA keywords and for kernels/ptx, instruction by
-// instruction.
+// Runs a kernel for SM80 on the CPU, one CTA at a time, each thread a fiber, so that its arithmetic
+// of tiles, swizzles, fragments, rings and partial sums is tested on machines without a GPU. The
+// kernel is compiled as C++: shim/ stands in for the CUDA keywords and for kernels/ptx, instruction
+// by instruction.
 //
-// What it is strict about: a copy by cp.async lands as late as its wait allows, or as early as it is
-// issued (Landing); warps run in a random order, each until it must wait; shared memory starts as
-// NaN, and what lies beyond the launch's must stay so; a copy reads registered memory only; a CTA that
-// waits for a flag which no earlier CTA set ends the program.
+// What it is strict about: a copy by cp.async lands as late as its wait allows, or as early as it
+// is issued (Landing); warps run in a random order, each until it must wait; shared memory starts
+// as NaN, and what lies beyond the launch's must stay so; a copy reads registered memory only; a
+// CTA that waits for a flag which no earlier CTA set ends the program.
 #pragma once
 
 #include <cstddef>
@@ -32,8 +32,8 @@ struct Launch {
   unsigned seed = 1;
 };
 
-/// Runs `kernel` in every thread of the grid, CTA after CTA. Aborts with a message on a deadlock or on
-/// a broken rule. Not reentrant.
+/// Runs `kernel` in every thread of the grid, CTA after CTA. Aborts with a message on a deadlock or
+/// on a broken rule. Not reentrant.
 void run(const Launch& launch, const std::function<void()>& kernel);
 
 /// Memory that copies may read until forget_memory().

@@ -93,7 +93,7 @@ const Kernel kKernels[] = {
 Problem random_problem(Rng& rng, const KernelConfig& c) {
   Problem p;
   const bool tiled = c.schedule == kMulti;
-  p.m = pick(rng, 1, tiled ? c.tile_m + c.tile_m / 2 : c.tile_m);
+  p.m = pick(rng, 0, 5) == 0 ? 1 : pick(rng, 1, tiled ? c.tile_m + c.tile_m / 2 : c.tile_m);
   p.n = pick(rng, 1, tiled ? 2 * c.tile_n : 300);
   p.k = pick(rng, 1, 6) * c.tile_k + (pick(rng, 0, 2) == 0 ? 0 : pick(rng, -c.tile_k + 1, 0));
   p.act = p.weight.scale_type = c.act;
@@ -167,8 +167,8 @@ void check(const Kernel& kernel, unsigned seed) {
   Matrix y(problem.m, problem.n, padded(problem.n));
   const std::vector<std::uint16_t> zeros = device_zeros(one.weight);
 
-  const launch::Geometry g = launch::geometry(c, l, problem.m, problem.n, problem.k,
-                                              static_cast<int>(pick(rng, 1, 7)));
+  const launch::Geometry g =
+      launch::geometry(c, l, problem.m, problem.n, problem.k, static_cast<int>(pick(rng, 1, 7)));
   ASSERT_TRUE(g.fits());
   cpu_test::Workspace workspace(static_cast<std::size_t>(g.workspace_bytes));
   Params p = launch::params_template(c, l, problem, g);
@@ -182,13 +182,13 @@ void check(const Kernel& kernel, unsigned seed) {
   p.residual = problem.epilogue.residual ? one.residual.data() : nullptr;
   p.workspace = workspace.data();
   p.flag_tag = 0x1234567890abcdef;
-  p.ldx = one.x.ld();
+  p.ldx = problem.m == 1 ? 0 : one.x.ld();
   p.ldy = y.ld();
   p.ldr = one.residual.ld();
   p.codes_pitch_bytes = view.codes_pitch_bytes;
   p.groups_pitch = view.groups_pitch;
   p.alpha = one.alpha;
-  p.x_by_tma = launch::x_by_tma(problem.m, p.x, p.ldx);
+  p.x_by_tma = launch::x_by_tma(problem.m, p.x, one.x.ld());
   p.y_vectors = launch::rows_take_vectors(problem.m, problem.n, p.y, p.ldy);
   p.r_vectors = launch::rows_take_vectors(problem.m, problem.n, p.residual, p.ldr);
 

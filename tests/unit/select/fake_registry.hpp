@@ -25,6 +25,8 @@ class FakeRegistry {
             c.quant = quant;
             c.fine_groups = fine;
             add_tiles(c);
+            c.arch = 80;
+            add_sm80_tiles(c);
           }
         }
       }
@@ -62,6 +64,15 @@ class FakeRegistry {
     add(c, 128, 96, 64, Schedule::cooperative);
     add(c, 128, 192, 64, Schedule::cooperative);
     add(c, 256, 128, 64, Schedule::cooperative);
+  }
+
+  void add_sm80_tiles(const KernelConfig& c) {
+    add(c, 32, 8, 64, Schedule::streaming);
+    add(c, 48, 16, 64, Schedule::streaming);
+    add(c, 128, 32, 128, Schedule::multistage);
+    add(c, 128, 64, 128, Schedule::multistage);
+    add(c, 256, 64, 64, Schedule::multistage, 1);
+    add(c, 256, 128, 64, Schedule::multistage);
   }
 
   std::deque<std::string> ids_;

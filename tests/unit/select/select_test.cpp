@@ -173,6 +173,92 @@ TEST(Select, UnservedFamilyIsEmptyNotWrong) {
             "f16 x int4, group scales, groups of 16 or 32");
 }
 
+DeviceFacts ampere_facts(int arch, int num_sms, SharedLimits shared) {
+  DeviceFacts facts;
+  facts.arch = arch;
+  facts.num_sms = num_sms;
+  facts.shared = shared;
+  facts.dram_bytes_per_us = arch == 80 ? 1.4e6 : 0.86e6;
+  facts.resident_clusters[0][1] = num_sms;
+  facts.resident_clusters[1][1] = 2 * num_sms;
+  return facts;
+}
+
+TEST(SelectSm80, EveryLegalProblemHasACandidateThatFitsTheDevice) {
+  for (const DeviceFacts& device :
+       {ampere_facts(80, 108, {163 * 1024, 164 * 1024}), ampere_facts(86, 82, shared_limits(80)),
+        ampere_facts(89, 128, shared_limits(80)), ampere_facts(120, 170, shared_limits(80))}) {
+    RandomProblems problems(16);
+    for (int i = 0; i < 500; ++i) {
+      const Problem p = problems.next();
+      const auto ranked = rank(p, kernel_index().kernels(p, device.arch), device, 6);
+      ASSERT_FALSE(ranked.empty()) << show(p) << " arch " << device.arch;
+      for (const Candidate& c : ranked) {
+        const std::string id = config_id(c.entry->id, p.weight.group_size, c.launch);
+        EXPECT_EQ(c.entry->config.arch, 80) << id;
+        EXPECT_EQ(why_unfit(c.entry->config, c.launch, p, device, p.k % 8 == 0), nullptr) << id;
+        EXPECT_LE(launch::smem_bytes(c.entry->config, c.launch, p.m), device.shared.per_cta) << id;
+        EXPECT_EQ(c.launch.cluster_size(), 1) << id;
+        EXPECT_TRUE(std::isfinite(c.estimate.total_us)) << id;
+        if (p.batch_invariant) {
+          EXPECT_TRUE(is_tiled(c.entry->config)) << id;
+          EXPECT_EQ(multi_warps_k(c.entry->config), 1) << id;
+        }
+      }
+    }
+  }
+}
+
+TEST(SelectSm80, HopperTakesItsOwnKernelsWhereTheBuildHasThem) {
+  const Problem p = problem(64, 4096, 4096);
+  for (const KernelEntry* entry : kernel_index().kernels(p, 90)) {
+    EXPECT_EQ(entry->config.arch, 90) << entry->id;
+  }
+  std::vector<KernelEntry> ampere_only;
+  for (const KernelEntry& entry : registry().entries()) {
+    if (entry.config.arch == 80) ampere_only.push_back(entry);
+  }
+  const KernelIndex index(ampere_only);
+  EXPECT_FALSE(index.kernels(p, 90).empty());
+  EXPECT_FALSE(rank(p, index.kernels(p, 90), h100_facts(), 1).empty());
+}
+
+TEST(SelectSm80, CodeRunsOnItsArchitecture) {
+  EXPECT_TRUE(runs_on(90, 90));
+  EXPECT_FALSE(runs_on(90, 100));  // sm_90a code is Hopper's alone
+  EXPECT_FALSE(runs_on(90, 80));
+  for (const int device : {80, 86, 87, 89, 90, 100, 120}) EXPECT_TRUE(runs_on(80, device));
+  EXPECT_FALSE(runs_on(80, 75));
+}
+
+TEST(SelectSm80, ClustersAndRingsBeyondTheDeviceAreRefused) {
+  KernelConfig c;
+  c.arch = 80;
+  c.schedule = Schedule::multistage;
+  c.tile_n = 128;
+  c.tile_m = 32;
+  c.tile_k = 128;
+  ASSERT_EQ(why_illegal(c), nullptr);
+  const Problem p = problem(32, 4096, 4096);
+  const DeviceFacts device = ampere_facts(86, 82, shared_limits(80));
+  LaunchConfig l;
+  l.stages = deepest_ring(c, p.m, device.shared);
+  EXPECT_EQ(why_unfit(c, l, p, device, true), nullptr);
+  ++l.stages;
+  ASSERT_NE(why_unfit(c, l, p, device, true), nullptr);
+  EXPECT_NE(std::string(why_unfit(c, l, p, device, true)).find("shared memory"), std::string::npos);
+  EXPECT_EQ(why_unfit(c, l, p, ampere_facts(80, 108, {163 * 1024, 164 * 1024}), true), nullptr);
+  l.stages = 2;
+  l.cluster_k = 2;
+  EXPECT_STREQ(why_unfit(c, l, p, h100_facts(), true), "clusters need arch 90");
+  c.schedule = Schedule::streaming;
+  c.tile_n = 32;
+  c.tile_m = 8;
+  c.tile_k = 64;
+  EXPECT_STREQ(why_unfit(c, l, problem(8, 4096, 4096), h100_facts(), true),
+               "clusters need arch 90");
+}
+
 // The model's job is the order of candidates; these are orders that drafts measured on an H100.
 TEST(Select, StreamingServesOnlyTheTokensOfItsTile) {
   KernelConfig c;

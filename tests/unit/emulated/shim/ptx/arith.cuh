@@ -60,7 +60,9 @@ inline std::uint32_t cvt_bf16x2_f32(float low, float high) {
   return std::uint32_t{bf16_from_f32(high)} << 16 | bf16_from_f32(low);
 }
 inline float cvt_f32_f16(std::uint16_t bits) { return f32_from_f16(bits); }
-inline float max_nan(float a, float b) { return std::isnan(a) || std::isnan(b) ? NAN : std::max(a, b); }
+inline float max_nan(float a, float b) {
+  return std::isnan(a) || std::isnan(b) ? NAN : std::max(a, b);
+}
 inline float ex2_approx(float x) { return std::exp2(x); }
 inline float rcp_approx(float x) { return 1.0f / x; }
 

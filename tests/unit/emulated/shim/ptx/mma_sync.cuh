@@ -18,7 +18,8 @@ struct MmaOperands {
 template <DataType kAct>
 void mma_of_a_warp(void* const (&arguments)[32]) {
   const auto value = [](std::uint32_t pair, int half) {
-    return static_cast<double>(f32_from_bits(static_cast<std::uint16_t>(pair >> (16 * half)), kAct));
+    return static_cast<double>(
+        f32_from_bits(static_cast<std::uint16_t>(pair >> (16 * half)), kAct));
   };
   double a[16][16], b[16][8];
   for (int lane = 0; lane < 32; ++lane) {
