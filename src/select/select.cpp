@@ -319,7 +319,7 @@ void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts&
       depths[0] = std::min(deepest, std::max(2, (kBytesInFlight + stage - 1) / stage));
       depths[1] = std::min(deepest, depths[0] + 2);
     }
-    for (const int stages : depths) {
+    for (const int& stages : depths) {
       if (&stages != depths && stages == depths[0]) break;
       for (const auto& [ways, one_pass] :
            {std::pair{1, false}, {1, true}, {2, false}, {2, true}, {4, false}}) {
