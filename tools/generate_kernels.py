@@ -122,9 +122,9 @@ class Kernel:
             scales = self.tile_k // (16 if self.quant.startswith("f") else 64) * self.tile_n * 2
         arrays = 2 if self.quant.endswith("z") else 1
         if self.schedule == "stream":
-            tokens = self.tile_m * self.tile_k * 2
-            stage = align_up(codes + arrays * align_up(scales, 128) + tokens,
-                             1024 if self.arch == 90 else 128)
+            padding = 16 if self.arch == 90 else 0  # of each token's row
+            tokens = align_up(self.tile_m * (self.tile_k * 2 + padding), 128)
+            stage = codes + arrays * align_up(scales, 128) + tokens
             return 4 * self.consumer_warpgroups * (stage + 8)  # with its barrier
         return align_up(self.tile_m * self.tile_k * 2 + codes + arrays * align_up(scales, 128), 1024)
 
@@ -138,14 +138,15 @@ class Kernel:
         return 1024 + self.consumer_warpgroups * min(self.tile_m, 64) * (rows + 8) * 2 + (2 * 16 + 2) * 8
 
     def max_stages(self):
-        """The deepest ring; Hopper's streaming: that lets two grids share an SM, if two stages do."""
+        """The deepest ring; Hopper's streaming: that lets two grids share an SM, if two stages do. 0: not
+        even two stages fit for tile_m tokens."""
         per_cta, per_sm = SHARED_LIMITS[self.arch]
         shares = self.arch == 90 and self.schedule == "stream"
         shared = min(per_cta, per_sm // (self.ctas_per_sm * (2 if shares else 1)) - 1024)
         stages = (shared - self.fixed_bytes()) // self.stage_bytes()
         if shares and stages < 2:
             stages = (per_cta - self.fixed_bytes()) // self.stage_bytes()
-        return min(16, stages)
+        return min(16, stages) if stages >= 2 else 0
 
     def takes_cluster(self, cluster_n, cluster_m, cluster_k):
         if self.arch == 80:
@@ -163,7 +164,7 @@ class Kernel:
     def configuration_ids(self):
         """Every group size and cluster, each with the deepest ring that fits."""
         for group, (cn, cm, ck) in itertools.product(GROUP_SIZES[self.quant], CLUSTERS):
-            if self.takes_cluster(cn, cm, ck):
+            if self.max_stages() > 0 and self.takes_cluster(cn, cm, ck):
                 split = f"x{ck}" if ck > 1 else ""
                 yield f"{self.id}@g{group}_c{cn}x{cm}{split}_s{self.max_stages()}"
 

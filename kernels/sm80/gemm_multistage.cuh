@@ -56,6 +56,7 @@ struct MultistageKernel {
   static constexpr int kBits = bits_of(kConfig.weight);
   static constexpr int kCellBytes = layout::cell_bytes(kBits);
   static constexpr int kRunBytes = kKBlocks * kCellBytes;  // of a strip in a stage
+  static constexpr int kPlaneSteps = 4 / layout::planes(kBits);  // steps that a lane's 16 bytes hold
   static constexpr int kStageBytes = stage_bytes(kConfig);
   static constexpr int kWOffset = x_stage_bytes(kConfig);
   static constexpr int kScaleOffset = kWOffset + w_stage_bytes(kConfig);
@@ -68,10 +69,10 @@ struct MultistageKernel {
   using Quad = device::Quad<kConfig, Epilogue>;
   using Accumulators = float[kStrips][2 * kTokenPairs][4];
 
-  /// What a warp holds of the ring: the words and constants of a k-block, the tokens of two k16
-  /// steps, this one's and the next's.
+  /// What a warp holds of the ring: the words of a plane, the constants of a group, the tokens of two
+  /// k16 steps, this one's and the next's.
   struct Fragments {
-    std::uint32_t words[kStrips][4 * Dequant::kWordsPerStep];
+    std::uint32_t words[kStrips][4];
     device::GroupConstants group[kStrips];
     std::uint32_t x[2][kTokenPairs][4];
   };
@@ -201,21 +202,18 @@ struct MultistageKernel {
 
   // ---- fragments ------------------------------------------------------------------------------
 
-  /// Words of this warp's k-block number `block` of a stage.
-  __device__ __forceinline__ void fetch_words(int slot, int block, Fragments& f) const {
+  /// Words of the plane that begins with this warp's k16 step number `step` of a stage.
+  __device__ __forceinline__ void fetch_words(int slot, int step, Fragments& f) const {
     const char* const cells = smem + slot * kStageBytes + kWOffset + warp_n * kStrips * kRunBytes +
-                              (warp_k * kWarpBlocks + block) * kCellBytes + lane * 16;
+                              (warp_k * kWarpBlocks + step / 4) * kCellBytes +
+                              step % 4 / kPlaneSteps * layout::kPlaneBytes + lane * 16;
 #pragma unroll
     for (int s = 0; s < kStrips; ++s) {
-#pragma unroll
-      for (int plane = 0; plane < layout::planes(kBits); ++plane) {
-        const uint4 v =
-            *reinterpret_cast<const uint4*>(cells + s * kRunBytes + plane * layout::kPlaneBytes);
-        f.words[s][4 * plane + 0] = v.x;
-        f.words[s][4 * plane + 1] = v.y;
-        f.words[s][4 * plane + 2] = v.z;
-        f.words[s][4 * plane + 3] = v.w;
-      }
+      const uint4 v = *reinterpret_cast<const uint4*>(cells + s * kRunBytes);
+      f.words[s][0] = v.x;
+      f.words[s][1] = v.y;
+      f.words[s][2] = v.z;
+      f.words[s][3] = v.w;
     }
   }
 
@@ -303,11 +301,11 @@ struct MultistageKernel {
           std::uint32_t words[Dequant::kWordsPerStep];
 #pragma unroll
           for (int w = 0; w < Dequant::kWordsPerStep; ++w) {
-            words[w] = f.words[s][step % 4 * Dequant::kWordsPerStep + w];
+            words[w] = f.words[s][step % kPlaneSteps * Dequant::kWordsPerStep + w];
           }
           Dequant::step(words, f.group[s], a[s]);
         }
-        if (next % 4 == 0) fetch_words(from, next / 4, f);
+        if (next % kPlaneSteps == 0) fetch_words(from, next, f);
         if (kScaled && (kConfig.fine_groups || next % 4 == 0)) {
           fetch_group(from, last ? k_tile + 1 : k_tile, next, f);
         }

@@ -337,8 +337,9 @@ __global__ void __launch_bounds__(streaming_threads(Variant::config),
   const int strip_begin = cta * p.strips_per_cluster + min(cta, p.clusters_with_one_more);
   const int strip_end =
       strip_begin + p.strips_per_cluster + (cta < p.clusters_with_one_more ? 1 : 0);
-  const int block_begin = warp * p.blocks_per_warp + min(warp, p.warps_with_one_more);
-  const int blocks = p.blocks_per_warp + (warp < p.warps_with_one_more ? 1 : 0);
+  const int block_begin = 2 * (warp * p.pairs_per_warp + min(warp, p.warps_with_one_more));
+  const int blocks = min(2 * (p.pairs_per_warp + (warp < p.warps_with_one_more ? 1 : 0)),
+                         (p.k + layout::kBlockK - 1) / layout::kBlockK - block_begin);
 
   // The ring runs over (pass, chunk), chunk fastest. `ahead` walks in front of the consumer.
   struct Place {

@@ -356,7 +356,9 @@ class TheManifest(unittest.TestCase):
                 f"s{kernel.max_stages()}" for kernel in kernels
                 for n, m, k in generate_kernels.CLUSTERS if kernel.takes_cluster(n, m, k)]
         self.assertEqual(header, ours)
-        self.assertGreaterEqual(min(kernel.max_stages() for kernel in kernels), 2)
+        # A streaming kernel whose ring doesn't fit for all tokens of its tile serves fewer of them.
+        self.assertGreaterEqual(min(kernel.max_stages() for kernel in kernels
+                                    if kernel.schedule != "stream" or kernel.arch == 80), 2)
 
     def test_lists_are_unique_and_well_formed(self):
         pattern = re.compile(r"sm[89]0_(bf16|f16)_i[48]_f?(c|gz?)"
