@@ -56,7 +56,8 @@ struct MultistageKernel {
   static constexpr int kBits = bits_of(kConfig.weight);
   static constexpr int kCellBytes = layout::cell_bytes(kBits);
   static constexpr int kRunBytes = kKBlocks * kCellBytes;  // of a strip in a stage
-  static constexpr int kPlaneSteps = 4 / layout::planes(kBits);  // steps that a lane's 16 bytes hold
+  static constexpr int kPlaneSteps =
+      4 / layout::planes(kBits);  // steps that a lane's 16 bytes hold
   static constexpr int kStageBytes = stage_bytes(kConfig);
   static constexpr int kWOffset = x_stage_bytes(kConfig);
   static constexpr int kScaleOffset = kWOffset + w_stage_bytes(kConfig);
@@ -69,8 +70,8 @@ struct MultistageKernel {
   using Quad = device::Quad<kConfig, Epilogue>;
   using Accumulators = float[kStrips][2 * kTokenPairs][4];
 
-  /// What a warp holds of the ring: the words of a plane, the constants of a group, the tokens of two
-  /// k16 steps, this one's and the next's.
+  /// What a warp holds of the ring: the words of a plane, the constants of a group, the tokens of
+  /// two k16 steps, this one's and the next's.
   struct Fragments {
     std::uint32_t words[kStrips][4];
     device::GroupConstants group[kStrips];
@@ -202,41 +203,38 @@ struct MultistageKernel {
 
   // ---- fragments ------------------------------------------------------------------------------
 
-  /// Words of the plane that begins with this warp's k16 step number `step` of a stage.
-  __device__ __forceinline__ void fetch_words(int slot, int step, Fragments& f) const {
+  /// Words of strip `s`: of the plane that begins with this warp's k16 step number `step` of a
+  /// stage.
+  __device__ __forceinline__ void fetch_words(int slot, int step, int s, Fragments& f) const {
     const char* const cells = smem + slot * kStageBytes + kWOffset + warp_n * kStrips * kRunBytes +
                               (warp_k * kWarpBlocks + step / 4) * kCellBytes +
                               step % 4 / kPlaneSteps * layout::kPlaneBytes + lane * 16;
-#pragma unroll
-    for (int s = 0; s < kStrips; ++s) {
-      const uint4 v = *reinterpret_cast<const uint4*>(cells + s * kRunBytes);
-      f.words[s][0] = v.x;
-      f.words[s][1] = v.y;
-      f.words[s][2] = v.z;
-      f.words[s][3] = v.w;
-    }
+    const uint4 v = *reinterpret_cast<const uint4*>(cells + s * kRunBytes);
+    f.words[s][0] = v.x;
+    f.words[s][1] = v.y;
+    f.words[s][2] = v.z;
+    f.words[s][3] = v.w;
   }
 
-  /// Constants of the group that this warp's k16 step number `step` of a stage belongs to.
-  __device__ __forceinline__ void fetch_group(int slot, int k_tile, int step, Fragments& f) const {
+  /// Constants of strip `s` for the group that this warp's k16 step number `step` of a stage
+  /// belongs to.
+  __device__ __forceinline__ void fetch_group(int slot, int k_tile, int step, int s,
+                                              Fragments& f) const {
     const int stage_k = k_tile * kConfig.tile_k;
     const int k = stage_k + warp_k * kWarpBlocks * layout::kBlockK + 16 * step;
     const int group = (k >> p.group_shift) - (stage_k >> p.group_shift);
     const char* const stage = smem + slot * kStageBytes;
-#pragma unroll
-    for (int s = 0; s < kStrips; ++s) {
-      const int at =
-          ((warp_n * kStrips + s) * p.scale_box_groups + group) * layout::kStripRows + lane / 4;
-      const auto* const scales = reinterpret_cast<const std::uint16_t*>(stage + kScaleOffset) + at;
-      const std::uint16_t scale[2] = {scales[0], scales[8]};
-      std::uint16_t zero[2] = {0, 0};
-      if constexpr (kZeros) {
-        const auto* const zeros = reinterpret_cast<const std::uint16_t*>(stage + kZeroOffset) + at;
-        zero[0] = zeros[0];
-        zero[1] = zeros[8];
-      }
-      f.group[s] = Dequant::constants(scale, zero, p.zeros_scaled);
+    const int at =
+        ((warp_n * kStrips + s) * p.scale_box_groups + group) * layout::kStripRows + lane / 4;
+    const auto* const scales = reinterpret_cast<const std::uint16_t*>(stage + kScaleOffset) + at;
+    const std::uint16_t scale[2] = {scales[0], scales[8]};
+    std::uint16_t zero[2] = {0, 0};
+    if constexpr (kZeros) {
+      const auto* const zeros = reinterpret_cast<const std::uint16_t*>(stage + kZeroOffset) + at;
+      zero[0] = zeros[0];
+      zero[1] = zeros[8];
     }
+    f.group[s] = Dequant::constants(scale, zero, p.zeros_scaled);
   }
 
   /// Tokens of this warp's k16 step number `step` of a stage.
@@ -249,18 +247,15 @@ struct MultistageKernel {
     for (int t = 0; t < kTokenPairs; ++t) ptx::ldmatrix_x4(x[t], rows + t * 16 * 128);
   }
 
-  __device__ __forceinline__ void multiply_step(int step, const Fragments& f,
-                                                const std::uint32_t (&a)[kStrips][4],
-                                                Accumulators& acc) const {
-    const auto& x = f.x[step % 2];
+  /// Weights of strip `s` in this k16 step of a stage, in the order of the A fragment.
+  __device__ __forceinline__ void dequantize(int step, int s, const Fragments& f,
+                                             std::uint32_t (&a)[4]) const {
+    std::uint32_t words[Dequant::kWordsPerStep];
 #pragma unroll
-    for (int t = 0; t < kTokenPairs; ++t) {
-#pragma unroll
-      for (int s = 0; s < kStrips; ++s) {
-        ptx::mma_m16n8k16<kConfig.act>(acc[s][2 * t], a[s], x[t][0], x[t][1]);
-        ptx::mma_m16n8k16<kConfig.act>(acc[s][2 * t + 1], a[s], x[t][2], x[t][3]);
-      }
+    for (int w = 0; w < Dequant::kWordsPerStep; ++w) {
+      words[w] = f.words[s][step % kPlaneSteps * Dequant::kWordsPerStep + w];
     }
+    Dequant::step(words, f.group[s], a);
   }
 
   // ---- main loop ------------------------------------------------------------------------------
@@ -276,8 +271,11 @@ struct MultistageKernel {
     __syncthreads();
     Fragments f;
     fetch_x(0, 0, f.x[0]);
-    fetch_words(0, 0, f);
-    if constexpr (kScaled) fetch_group(0, item.k_begin, 0, f);
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+      fetch_words(0, 0, s, f);
+      if constexpr (kScaled) fetch_group(0, item.k_begin, 0, s, f);
+    }
 
     int slot = 0;
 #pragma unroll 1
@@ -290,30 +288,30 @@ struct MultistageKernel {
         if (last) {  // all that is left to read of this stage is in registers
           ptx::cp_async_wait_groups(p.stages - 2);
           __syncthreads();
+          if (i + p.stages < length) load_stage(slot, item, k_tile + p.stages);
+          ptx::cp_async_commit_group();
         }
         // After the range's last stage this reads what the slot happens to hold, and uses nothing.
         const int from = last ? next_slot : slot;
         const int next = last ? 0 : step + 1;
         fetch_x(from, next, f.x[(step + 1) % 2]);
-        std::uint32_t a[kStrips][4];
+        const auto& x = f.x[step % 2];
+        // What the next step needs of a strip takes the place of what this one has used up, and
+        // arrives under the products of this strip and the ones after it.
 #pragma unroll
         for (int s = 0; s < kStrips; ++s) {
-          std::uint32_t words[Dequant::kWordsPerStep];
-#pragma unroll
-          for (int w = 0; w < Dequant::kWordsPerStep; ++w) {
-            words[w] = f.words[s][step % kPlaneSteps * Dequant::kWordsPerStep + w];
+          std::uint32_t a[4];
+          dequantize(step, s, f, a);
+          if (next % kPlaneSteps == 0) fetch_words(from, next, s, f);
+          if (kScaled && (kConfig.fine_groups || next % 4 == 0)) {
+            fetch_group(from, last ? k_tile + 1 : k_tile, next, s, f);
           }
-          Dequant::step(words, f.group[s], a[s]);
+#pragma unroll
+          for (int t = 0; t < kTokenPairs; ++t) {
+            ptx::mma_m16n8k16<kConfig.act>(acc[s][2 * t], a, x[t][0], x[t][1]);
+            ptx::mma_m16n8k16<kConfig.act>(acc[s][2 * t + 1], a, x[t][2], x[t][3]);
+          }
         }
-        if (next % kPlaneSteps == 0) fetch_words(from, next, f);
-        if (kScaled && (kConfig.fine_groups || next % 4 == 0)) {
-          fetch_group(from, last ? k_tile + 1 : k_tile, next, f);
-        }
-        if (last) {
-          if (i + p.stages < length) load_stage(slot, item, k_tile + p.stages);
-          ptx::cp_async_commit_group();
-        }
-        multiply_step(step, f, a, acc);
       }
       slot = next_slot;
     }
