@@ -4,7 +4,7 @@
 // refuse.
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -61,6 +61,8 @@ struct Kernel {
   KernelConfig config;
   void (*call)(const Params&);
 };
+void PrintTo(const Kernel& kernel, std::ostream* out) { *out << kernel_id(kernel.config).view(); }
+
 template <KernelConfig kKernel>
 constexpr Kernel kernel() {
   return {kKernel, call<kKernel>};
