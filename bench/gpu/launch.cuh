@@ -29,7 +29,11 @@ void launch(const LaunchSpec& spec, void (*kernel)(Params...), Args... args) {
   config.dynamicSmemBytes = static_cast<std::size_t>(spec.smem_bytes);
   config.stream = spec.stream;
   config.attrs = &pdl;
-  config.numAttrs = spec.pdl ? 1 : 0;
+  int device = 0, major = 0;  // programmatic dependent launch begins with Hopper
+  check(cudaGetDevice(&device), "the current device");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+        "its compute capability");
+  config.numAttrs = spec.pdl && major >= 9 ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), spec.name);
 }
 
