@@ -11,8 +11,9 @@
 
 namespace mixgemm::device {
 
-/// Brings what follows the tensor maps in Params into the constant cache. `scratch`: where the sum of
-/// the words read may go, in shared memory; loads that nothing depends on would be optimized away.
+/// Brings what follows the tensor maps in Params into the constant cache. `scratch`: where the sum
+/// of the words read may go, in shared memory; loads that nothing depends on would be optimized
+/// away.
 __device__ __forceinline__ void touch_params(const Params& p, volatile std::uint32_t* scratch) {
   constexpr unsigned kLineBytes = 64;
   const auto* const bytes = reinterpret_cast<const char*>(&p);

@@ -232,11 +232,14 @@ Result<int> resident_clusters(const DeviceContext& device, const KernelEntry& en
   const auto asked = ask_resident_clusters(entry, l, m, device.facts.num_sms);
   if (!asked) return asked;
   int clusters = *asked;
-  if (entry.config.schedule == Schedule::streaming) {
-    // Its rings leave room for the next launch's, which is not to be filled with this launch's
-    // CTAs.
-    clusters = std::min(
-        clusters, std::max(1, device.facts.resident(entry.config.ctas_per_sm, l.cluster_size())));
+  const KernelConfig& c = entry.config;
+  if (c.schedule == Schedule::streaming || c.schedule == Schedule::multistage) {
+    // A streaming kernel's rings leave room for the next launch's, which is not to be filled with
+    // this launch's CTAs. More CTAs of a multistage kernel than its name says would only split K in
+    // more pieces; those of four warps come in twos.
+    const int per_sm =
+        c.schedule == Schedule::multistage && c.consumer_warpgroups == 1 ? 2 : c.ctas_per_sm;
+    clusters = std::min(clusters, std::max(1, device.facts.resident(per_sm, l.cluster_size())));
   }
   std::lock_guard lock(mutex);
   known[key] = clusters;
