@@ -81,7 +81,8 @@ class [[nodiscard]] Result {
     status().throw_if_error();
     return std::get<0>(state_);
   }
-  T&& value() && {
+  /// By value, so that `for (const auto& part : make().value())` outlives the Result.
+  T value() && {
     status().throw_if_error();
     return std::get<0>(std::move(state_));
   }
@@ -89,7 +90,7 @@ class [[nodiscard]] Result {
   /// Unchecked access, for after ok() was asked.
   T& operator*() & { return std::get<0>(state_); }
   const T& operator*() const& { return std::get<0>(state_); }
-  T&& operator*() && { return std::get<0>(std::move(state_)); }
+  T operator*() && { return std::get<0>(std::move(state_)); }
   T* operator->() { return &std::get<0>(state_); }
   const T* operator->() const { return &std::get<0>(state_); }
 
