@@ -15,7 +15,7 @@
 namespace mixgemm::cli {
 namespace {
 
-struct Options {
+struct BenchOptions {
   bench::Options bench;
   std::string mode = "gemm";
   std::string shapes;
@@ -78,7 +78,7 @@ std::string cpu_table(const std::vector<Json>& rows) {
 }
 
 /// Prints how `rows` stand to those of the file; the exit code says whether any is slower.
-int compare(const Options& options, const std::vector<Json>& rows) {
+int compare(const BenchOptions& options, const std::vector<Json>& rows) {
   const double threshold = options.threshold.value_or(5) / 100;
   const auto before = bench::load_rows(options.compare).value();
   const auto comparison = bench::compare_rows(before, rows, threshold);
@@ -97,7 +97,7 @@ int compare(const Options& options, const std::vector<Json>& rows) {
   return comparison.slower + comparison.failed > 0 ? kExitMismatch : kExitOk;
 }
 
-int run_bench(Options options) {
+int run_bench(BenchOptions options) {
   if (!options.rows.empty()) {
     if (options.compare.empty()) {
       throw Error(StatusCode::invalid_argument,
@@ -149,7 +149,7 @@ int run_bench(Options options) {
 }  // namespace
 
 void register_bench(CLI::App& app, Selected& selected) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<BenchOptions>();
   Command command(app, selected, "bench",
                   "Time layers of well-known models, with cold weights, beside a dense product");
   command.choice(

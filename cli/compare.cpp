@@ -15,13 +15,8 @@
 namespace mixgemm::cli {
 namespace {
 
-struct Options {
-  std::string file;
+struct CompareOptions : ProductOptions {
   std::string against;
-  std::int64_t m = 1;
-  std::optional<DataType> act;
-  int num_threads = 0;
-  bool json = false;
 };
 
 /// One layer: what is multiplied, and what came of it.
@@ -71,7 +66,7 @@ double output_error(const Layer& layer) {
 }
 
 Layer prepare(const PackedCheckpoint& checkpoint, const SafetensorsFile& source,
-              const PackedLayerInfo& info, const Options& options, std::uint64_t seed) {
+              const PackedLayerInfo& info, const CompareOptions& options, std::uint64_t seed) {
   Layer layer;
   layer.info = info;
   const TensorView original = find_source_weight(source, info).value();
@@ -79,7 +74,7 @@ Layer prepare(const PackedCheckpoint& checkpoint, const SafetensorsFile& source,
   layer.dense = to_f32(original, *data_type_of(original.info.dtype));
   layer.weight_error = relative_error(
       dequantize(unpack(packed.view(), options.num_threads).value()).value(), layer.dense);
-  const DataType act = options.act.value_or(info.spec.scale_type);
+  const DataType act = options.act_for(info.spec);
   PlanOptions plan_options;
   plan_options.num_threads = options.num_threads;
   layer.product = std::make_unique<Product>(packed, options.m, act, Device::cpu, plan_options);
@@ -115,7 +110,7 @@ void time_passes(std::vector<Layer>& layers, std::vector<double> Layer::*times, 
   }
 }
 
-int run_compare(const Options& options) {
+int run_compare(const CompareOptions& options) {
   const auto checkpoint = PackedCheckpoint::open(options.file).value();
   const auto source = SafetensorsFile::open(options.against).value();
   if (checkpoint.layers().empty()) {
@@ -210,16 +205,12 @@ int run_compare(const Options& options) {
 }  // namespace
 
 void register_compare(CLI::App& app, Selected& selected) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<CompareOptions>();
   Command command(app, selected, "compare",
                   "Errors and CPU times of every packed layer beside the dense checkpoint");
-  command.operand("file", options->file, "A packed checkpoint");
+  add_product_options(command, *options, 65536, Command::Need::optional);
   command.text("--against", options->against, "The dense checkpoint it was made from",
                Command::Need::required);
-  command.integer("--m", options->m, 1, 65536, "Tokens: rows of X");
-  command.act(options->act, "Format of X and Y: fp16 or bf16 [that of the layer's scales]");
-  command.threads(options->num_threads);
-  command.json(options->json);
   command.runs([=] { return run_compare(*options); });
 }
 

@@ -22,17 +22,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Options {
-  std::string input;
-  std::string output;
-  QuantizeRules rules;  // for dense checkpoints
-  bool drop_dense = false;
-  bool dry_run = false;
-  std::uint64_t max_shard_bytes = 0;
-  int num_threads = 0;
-  bool json = false;
-};
-
 /// One layer to be.
 struct Job {
   std::string name;
@@ -43,15 +32,11 @@ struct Job {
   std::optional<QuantizeJob> quantize;  // a dense weight; else a layer to import
 };
 
-struct Totals {
-  std::int64_t elems = 0;
-  std::uint64_t source_bytes = 0;
-  std::uint64_t packed_bytes = 0;
-  std::int64_t num_continued = 0;  // layers that an earlier run had written
-  double seconds = 0.0;
+struct ConvertTotals : PackTotals {
+  std::int64_t num_continued = 0;  ///< layers that an earlier run had written
 };
 
-std::vector<Job> plan_jobs(const ModelCheckpoint& model, const Options& options) {
+std::vector<Job> plan_jobs(const ModelCheckpoint& model, const PackOptions& options) {
   std::vector<Job> jobs;
   if (model.format() == CheckpointFormat::dense) {
     for (const QuantizeJob& weight : select_weights(model.file(), options.rules, options.input)) {
@@ -69,7 +54,7 @@ std::vector<Job> plan_jobs(const ModelCheckpoint& model, const Options& options)
 
 /// Tensors that are copied: all that no job consumes.
 std::vector<TensorInfo> dense_tensors(const ModelCheckpoint& model, const std::vector<Job>& jobs,
-                                      const Options& options) {
+                                      const PackOptions& options) {
   std::vector<TensorInfo> dense;
   if (options.drop_dense) return dense;
   std::map<std::string, bool> quantized;
@@ -84,7 +69,7 @@ std::vector<TensorInfo> dense_tensors(const ModelCheckpoint& model, const std::v
 
 /// What the output's bytes depend on, beside the tensors' names and shapes: the state of the input
 /// files, the options, and the program.
-std::string resume_key(const ModelCheckpoint& model, const Options& options) {
+std::string resume_key(const ModelCheckpoint& model, const PackOptions& options) {
   const QuantizeRules& rules = options.rules;
   std::string key =
       fmt::format("mixgemm {} {} scale={} strict={} clip={} include={} exclude={}",
@@ -131,7 +116,7 @@ void return_large_blocks() {
 #endif
 }
 
-PackedWeight make(const ModelCheckpoint& model, const Job& job, const Options& options,
+PackedWeight make(const ModelCheckpoint& model, const Job& job, const PackOptions& options,
                   const Progress& progress) {
   if (job.quantize) {
     return quantize_one(model.file(), *job.quantize, options.rules, options.num_threads, progress);
@@ -148,8 +133,8 @@ PackedWeight make(const ModelCheckpoint& model, const Job& job, const Options& o
 }
 
 void write_layers(const ModelCheckpoint& model, const std::vector<Job>& jobs,
-                  const std::vector<TensorInfo>& dense, const Options& options,
-                  PackedCheckpointWriter& writer, Totals& totals) {
+                  const std::vector<TensorInfo>& dense, const PackOptions& options,
+                  PackedCheckpointWriter& writer, ConvertTotals& totals) {
   const InterruptGuard interrupt;
   for (const Job& job : jobs) {
     writer.declare_packed(job.name, job.n, job.k, job.spec, job.columns).throw_if_error();
@@ -193,9 +178,10 @@ void write_layers(const ModelCheckpoint& model, const std::vector<Job>& jobs,
   writer.finish().throw_if_error();
 }
 
-Totals write(const ModelCheckpoint& model, const std::vector<Job>& jobs, const Options& options) {
+ConvertTotals write(const ModelCheckpoint& model, const std::vector<Job>& jobs,
+                    const PackOptions& options) {
   return_large_blocks();
-  Totals totals;
+  ConvertTotals totals;
   const auto start = std::chrono::steady_clock::now();
   auto writer =
       PackedCheckpointWriter::create(options.output, {.max_shard_bytes = options.max_shard_bytes,
@@ -228,7 +214,7 @@ Json describe_jobs(const std::vector<Job>& jobs) {
   return list;
 }
 
-int run_convert(const Options& options, const Command& command) {
+int run_convert(const PackOptions& options, const Command& command) {
   ImportOptions import_options;
   if (!options.rules.scale_type.empty()) {
     import_options.scale_type = options.rules.scale_type == "bf16" ? DataType::bf16 : DataType::f16;
@@ -264,30 +250,20 @@ int run_convert(const Options& options, const Command& command) {
     }
     return kExitOk;
   }
-  if (options.output.empty()) {
-    throw Error(StatusCode::invalid_argument, "--output must be given; got none");
-  }
-  refuse_to_overwrite_source(model.file(), options.output);
-  const Totals totals = write(model, jobs, options);
-  const double bits =
-      8.0 * static_cast<double>(totals.packed_bytes) / static_cast<double>(totals.elems);
+  check_output(model.file(), options.output);
+  const ConvertTotals totals = write(model, jobs, options);
   if (options.json) {
-    print_json({{"output", options.output},
-                {"format", format},
-                {"num_layers", jobs.size()},
-                {"num_continued", totals.num_continued},
-                {"num_weights", totals.elems},
-                {"source_bytes", totals.source_bytes},
-                {"packed_bytes", totals.packed_bytes},
-                {"bits_per_weight", bits},
-                {"seconds", totals.seconds},
-                {"layers", describe_jobs(jobs)}});
+    Json report = {{"output", options.output},
+                   {"format", format},
+                   {"num_layers", jobs.size()},
+                   {"num_continued", totals.num_continued}};
+    add_totals(report, totals);
+    report["layers"] = describe_jobs(jobs);
+    print_json(report);
     return kExitOk;
   }
   print(fmt::format(
-      "{}: {} layers from {}, {} → {} ({:.3f} bits per weight) in {:.2f} s{}\n", options.output,
-      jobs.size(), format, format_bytes(static_cast<double>(totals.source_bytes)),
-      format_bytes(static_cast<double>(totals.packed_bytes)), bits, totals.seconds,
+      "{}: {} layers from {}, {}{}\n", options.output, jobs.size(), format, describe(totals),
       totals.num_continued == 0
           ? ""
           : fmt::format("; {} were there from an earlier run", totals.num_continued)));
@@ -297,21 +273,13 @@ int run_convert(const Options& options, const Command& command) {
 }  // namespace
 
 void register_convert(CLI::App& app, Selected& selected) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<PackOptions>();
   Command command(app, selected, "convert",
                   "Pack a model's checkpoint: GPTQ, AWQ, compressed-tensors, HQQ, or dense");
-  command.operand("input", options->input,
-                  "A model directory with config.json, or a .safetensors file or index in one");
-  command.text("-o,--output", options->output,
-               "File to write; it appears whole or not at all, and a stopped run is continued");
-  add_quantize_rules(command, options->rules);
-  command.flag("--drop-dense", options->drop_dense,
-               "Write the packed weights alone, without biases, norms and embeddings");
-  command.size("--max-shard-size", options->max_shard_bytes,
-               "Split the output into shards of at most this size, e.g. 4GB; 0 = one file");
-  command.flag("--dry-run", options->dry_run, "List what would be converted, and write nothing");
-  command.threads(options->num_threads);
-  command.json(options->json);
+  add_pack_options(command, *options,
+                   "A model directory with config.json, or a .safetensors file or index in one",
+                   "File to write; it appears whole or not at all, and a stopped run is continued",
+                   "converted");
   command.runs([=] { return run_convert(*options, command); });
 }
 

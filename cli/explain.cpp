@@ -12,14 +12,14 @@
 namespace mixgemm::cli {
 namespace {
 
-struct Options {
+struct ExplainOptions {
   Problem problem;
   std::optional<DataType> act;
   bool all = false;
   bool json = false;
 };
 
-int run_explain(Options options) {
+int run_explain(ExplainOptions options) {
   Problem& problem = options.problem;
   problem.act = options.act.value_or(DataType::f16);
   problem.weight.scale_type = problem.act;
@@ -63,7 +63,7 @@ int run_explain(Options options) {
 }  // namespace
 
 void register_explain(CLI::App& app, Selected& selected) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ExplainOptions>();
   constexpr std::int64_t kMost = 2147483647;
   Command command(app, selected, "explain",
                   "Say which kernel a problem gets, among which candidates, and why");

@@ -9,7 +9,7 @@
 namespace mixgemm::cli {
 namespace {
 
-struct Options {
+struct InspectOptions {
   std::string input;
   bool json = false;
 };
@@ -25,7 +25,7 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
   return shape.empty() ? "scalar" : fmt::format("{}", fmt::join(shape, "×"));
 }
 
-int inspect_packed(const SafetensorsFile& file, const Options& options) {
+int inspect_packed(const SafetensorsFile& file, const InspectOptions& options) {
   const auto checkpoint = PackedCheckpoint::from(file, {.verify_on_find = false}).value();
   Json layers = Json::array(), dense = Json::array();
   Table table({"name", "kind", "N×K", "bits per weight", "size"});
@@ -72,7 +72,7 @@ int inspect_packed(const SafetensorsFile& file, const Options& options) {
   return kExitOk;
 }
 
-int run_inspect(const Options& options) {
+int run_inspect(const InspectOptions& options) {
   const auto file = SafetensorsFile::open(options.input).value();
   if (PackedCheckpoint::is_packed(file)) return inspect_packed(file, options);
   Json dense = Json::array();
@@ -101,7 +101,7 @@ int run_inspect(const Options& options) {
 }  // namespace
 
 void register_inspect(CLI::App& app, Selected& selected) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<InspectOptions>();
   Command command(app, selected, "inspect", "List the tensors and packed weights of a checkpoint");
   command.operand("file", options->input, "A packed or dense checkpoint");
   command.json(options->json);

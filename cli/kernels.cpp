@@ -10,13 +10,13 @@
 namespace mixgemm::cli {
 namespace {
 
-struct Options {
+struct KernelsOptions {
   std::string filter;
   std::string device;
   bool json = false;
 };
 
-int run_kernels(const Options& options) {
+int run_kernels(const KernelsOptions& options) {
   Json list = Json::array();
   Table table({"kernel", "device", "registers", "shared memory", "reason"});
   int num_shown = 0;
@@ -53,7 +53,7 @@ int run_kernels(const Options& options) {
 }  // namespace
 
 void register_kernels(CLI::App& app, Selected& selected) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<KernelsOptions>();
   Command command(app, selected, "kernels", "List the compiled kernels and why each exists");
   command.text("--filter", options->filter, "Only ids that contain this text");
   command.choice("--device", options->device, {"cpu", "cuda"}, "Only kernels for cpu or cuda");

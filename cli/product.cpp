@@ -50,6 +50,15 @@ std::size_t matrix_bytes(std::int64_t rows, std::int64_t columns) {
 
 }  // namespace
 
+void add_product_options(Command& command, ProductOptions& options, std::int64_t max_m,
+                         Command::Need need_m) {
+  command.operand("file", options.file, "A packed checkpoint");
+  command.integer("--m", options.m, 1, max_m, "Tokens: rows of X and Y", need_m);
+  command.act(options.act, "Format of X and Y: fp16 or bf16 [that of the layer's scales]");
+  command.threads(options.num_threads);
+  command.json(options.json);
+}
+
 Buffer::Buffer(Device device, std::size_t bytes) : device_(device) {
   bytes = bytes == 0 ? 1 : bytes;
 #if defined(MIXGEMM_HAS_CUDA)

@@ -5,12 +5,30 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <string>
 #include <vector>
 
+#include "command.hpp"
 #include "mixgemm/gemm.hpp"
 #include "mixgemm/weight.hpp"
 
 namespace mixgemm::cli {
+
+/// Options of both commands.
+struct ProductOptions {
+  std::string file;
+  std::int64_t m = 1;
+  std::optional<DataType> act;
+  int num_threads = 0;
+  bool json = false;
+
+  DataType act_for(const QuantSpec& spec) const { return act.value_or(spec.scale_type); }
+};
+
+/// Adds the options to a command; M is at most max_m.
+void add_product_options(Command& command, ProductOptions& options, std::int64_t max_m,
+                         Command::Need need_m);
 
 /// Bytes on a device, aligned to 256, freed with the object. Failures throw mixgemm::Error.
 class Buffer {

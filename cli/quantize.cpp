@@ -12,28 +12,9 @@
 namespace mixgemm::cli {
 namespace {
 
-struct Options {
-  std::string input;
-  std::string output;
-  QuantizeRules rules;
-  bool drop_dense = false;
-  bool dry_run = false;
-  std::uint64_t max_shard_bytes = 0;
-  int num_threads = 0;
-  bool json = false;
-};
-
-/// What the command did, for its summary.
-struct Totals {
-  std::int64_t elems = 0;
-  std::uint64_t source_bytes = 0;
-  std::uint64_t packed_bytes = 0;
-  double seconds = 0.0;
-};
-
-Totals write(const SafetensorsFile& source, const std::vector<QuantizeJob>& jobs,
-             const Options& options) {
-  Totals totals;
+PackTotals write(const SafetensorsFile& source, const std::vector<QuantizeJob>& jobs,
+                 const PackOptions& options) {
+  PackTotals totals;
   const auto start = std::chrono::steady_clock::now();
   const InterruptGuard interrupt;
   auto writer =
@@ -98,7 +79,7 @@ Json describe_jobs(const std::vector<QuantizeJob>& jobs) {
   return list;
 }
 
-int run_quantize(const Options& options) {
+int run_quantize(const PackOptions& options) {
   const SafetensorsFile source = SafetensorsFile::open(options.input).value();
   if (PackedCheckpoint::is_packed(source)) {
     throw Error(StatusCode::invalid_argument,
@@ -119,27 +100,15 @@ int run_quantize(const Options& options) {
     }
     return kExitOk;
   }
-  if (options.output.empty()) {
-    throw Error(StatusCode::invalid_argument, "--output must be given; got none");
-  }
-  refuse_to_overwrite_source(source, options.output);
-  const Totals totals = write(source, jobs, options);
-  const double bits =
-      8.0 * static_cast<double>(totals.packed_bytes) / static_cast<double>(totals.elems);
+  check_output(source, options.output);
+  const PackTotals totals = write(source, jobs, options);
   if (options.json) {
-    print_json({{"output", options.output},
-                {"num_layers", jobs.size()},
-                {"num_weights", totals.elems},
-                {"source_bytes", totals.source_bytes},
-                {"packed_bytes", totals.packed_bytes},
-                {"bits_per_weight", bits},
-                {"seconds", totals.seconds},
-                {"layers", describe_jobs(jobs)}});
+    Json report = {{"output", options.output}, {"num_layers", jobs.size()}};
+    add_totals(report, totals);
+    report["layers"] = describe_jobs(jobs);
+    print_json(report);
   } else {
-    print(
-        fmt::format("{}: {} layers, {} → {} ({:.3f} bits per weight) in {:.2f} s\n", options.output,
-                    jobs.size(), format_bytes(static_cast<double>(totals.source_bytes)),
-                    format_bytes(static_cast<double>(totals.packed_bytes)), bits, totals.seconds));
+    print(fmt::format("{}: {} layers, {}\n", options.output, jobs.size(), describe(totals)));
   }
   return kExitOk;
 }
@@ -147,20 +116,12 @@ int run_quantize(const Options& options) {
 }  // namespace
 
 void register_quantize(CLI::App& app, Selected& selected) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<PackOptions>();
   Command command(app, selected, "quantize",
                   "Quantize and pack the linear weights of a checkpoint");
-  command.operand("input", options->input,
-                  "A .safetensors file, an index of shards, or a directory with one of them");
-  command.text("-o,--output", options->output, "File to write; it appears whole or not at all");
-  add_quantize_rules(command, options->rules);
-  command.flag("--drop-dense", options->drop_dense,
-               "Write the packed weights alone, without biases, norms and embeddings");
-  command.size("--max-shard-size", options->max_shard_bytes,
-               "Split the output into shards of at most this size, e.g. 4GB; 0 = one file");
-  command.flag("--dry-run", options->dry_run, "List what would be quantized, and write nothing");
-  command.threads(options->num_threads);
-  command.json(options->json);
+  add_pack_options(command, *options,
+                   "A .safetensors file, an index of shards, or a directory with one of them",
+                   "File to write; it appears whole or not at all", "quantized");
   command.runs([=] { return run_quantize(*options); });
 }
 

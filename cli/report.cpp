@@ -15,12 +15,12 @@
 namespace mixgemm::cli {
 namespace {
 
-struct Options {
+struct ReportOptions {
   std::vector<std::string> files;
   std::string output = "report.html";
 };
 
-int run_report(const Options& options) {
+int run_report(const ReportOptions& options) {
   bench::ReportInput input;
   for (const auto& file : options.files) {
     // Caches end in .json, rows in .jsonl; what a file holds is checked by its reader.
@@ -48,7 +48,7 @@ int run_report(const Options& options) {
 }  // namespace
 
 void register_report(CLI::App& app, Selected& selected) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ReportOptions>();
   Command command(app, selected, "report",
                   "One page of charts and tables from rows of bench and from tuning caches");
   command.operands("files", options->files,

@@ -13,24 +13,19 @@
 namespace mixgemm::cli {
 namespace {
 
-struct Options {
-  std::string file;
+struct RunOptions : ProductOptions {
   std::string layer;
-  std::int64_t m = 1;
   std::string x;
   std::string output;
-  std::optional<DataType> act;
   Device device = Device::cpu;
   std::string kernel;
   std::int64_t seed = 0;
   bool check = false;
   bool explain = false;
-  int num_threads = 0;
-  bool json = false;
 };
 
 /// X from a safetensors file: the tensor "x", or the only one. Rounded to the activation type.
-std::vector<std::uint16_t> read_x(const Options& options, std::int64_t k, DataType act) {
+std::vector<std::uint16_t> read_x(const RunOptions& options, std::int64_t k, DataType act) {
   const auto file = SafetensorsFile::open(options.x).value();
   const TensorInfo* info = file.info("x");
   if (info == nullptr && file.tensors().size() == 1) info = &file.tensors().front();
@@ -94,10 +89,10 @@ double oracle_error(const Product& product, const PackedWeight& weight,
   return difference == 0.0 ? 0.0 : std::sqrt(difference / norm);
 }
 
-int run_run(const Options& options) {
+int run_run(const RunOptions& options) {
   const auto checkpoint = PackedCheckpoint::open(options.file).value();
   const PackedWeight weight = find_layer(checkpoint, options.layer).value();
-  const DataType act = options.act.value_or(weight.view().spec.scale_type);
+  const DataType act = options.act_for(weight.view().spec);
   PlanOptions plan_options;
   plan_options.kernel = options.kernel;
   plan_options.num_threads = options.num_threads;
@@ -155,28 +150,23 @@ int run_run(const Options& options) {
 }  // namespace
 
 void register_run(CLI::App& app, Selected& selected) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<RunOptions>();
   Command command(app, selected, "run",
                   "Multiply activations by one layer of a packed checkpoint: Y = X · Wᵀ");
-  command.operand("file", options->file, "A packed checkpoint");
+  add_product_options(command, *options, 2147483647, Command::Need::required);
   command.text("--layer", options->layer, "Name of the packed layer, see inspect",
                Command::Need::required);
-  command.integer("--m", options->m, 1, 2147483647, "Tokens: rows of X and Y",
-                  Command::Need::required);
   command.text("--x", options->x,
                "X as a safetensors file: its tensor x, or its only one, of shape [M, K] [standard "
                "normal values]");
   command.text("-o,--output", options->output, "Write Y as the tensor y of this file");
-  command.act(options->act, "Format of X and Y: fp16 or bf16 [that of the layer's scales]");
   command.device(options->device);
   command.text("--kernel", options->kernel,
                "A kernel or configuration id instead of the plan's choice");
   command.integer("--seed", options->seed, 0, 2147483647, "Seed of X where no --x is given");
   command.flag("--check", options->check, "Compare Y with the fp64 oracle");
   command.flag("--explain", options->explain, "Say which kernel was chosen, and why");
-  command.threads(options->num_threads);
   command.tuning();
-  command.json(options->json);
   command.runs([=] { return run_run(*options); });
 }
 

@@ -51,10 +51,7 @@ int group_size_for(std::int64_t k, const QuantizeRules& rules) {
   return wanted;
 }
 
-}  // namespace
-
-QuantizeRules::QuantizeRules() : exclude(kDefaultExclude) {}
-
+/// Adds the options to a command.
 void add_quantize_rules(Command& command, QuantizeRules& rules) {
   command.quant_spec(rules.spec);
   command.choice("--scale-type", rules.scale_type, {"f16", "bf16"},
@@ -67,6 +64,25 @@ void add_quantize_rules(Command& command, QuantizeRules& rules) {
   command.text("--exclude", rules.exclude, "Extended regular expression of tensors to leave dense");
   command.flag("--no-clip-search", rules.no_clip_search,
                "Scale each group by its extremes instead of searching the least error");
+}
+
+}  // namespace
+
+QuantizeRules::QuantizeRules() : exclude(kDefaultExclude) {}
+
+void add_pack_options(Command& command, PackOptions& options, const std::string& input_help,
+                      const std::string& output_help, const std::string& verb) {
+  command.operand("input", options.input, input_help);
+  command.text("-o,--output", options.output, output_help);
+  add_quantize_rules(command, options.rules);
+  command.flag("--drop-dense", options.drop_dense,
+               "Write the packed weights alone, without biases, norms and embeddings");
+  command.size("--max-shard-size", options.max_shard_bytes,
+               "Split the output into shards of at most this size, e.g. 4GB; 0 = one file");
+  command.flag("--dry-run", options.dry_run,
+               fmt::format("List what would be {}, and write nothing", verb));
+  command.threads(options.num_threads);
+  command.json(options.json);
 }
 
 std::vector<std::string> quantize_rule_names() {
@@ -123,7 +139,10 @@ PackedWeight quantize_one(const SafetensorsFile& source, const QuantizeJob& job,
   return *std::move(packed);
 }
 
-void refuse_to_overwrite_source(const SafetensorsFile& source, const std::string& output) {
+void check_output(const SafetensorsFile& source, const std::string& output) {
+  if (output.empty()) {
+    throw Error(StatusCode::invalid_argument, "--output must be given; got none");
+  }
   for (const std::string& file : source.files()) {
     std::error_code ignored;  // a target that doesn't exist yet isn't the source
     if (std::filesystem::equivalent(file, output, ignored)) {
@@ -131,6 +150,21 @@ void refuse_to_overwrite_source(const SafetensorsFile& source, const std::string
                   fmt::format("--output must not be the input; got {} for both", output));
     }
   }
+}
+
+void add_totals(Json& report, const PackTotals& totals) {
+  report.update({{"num_weights", totals.elems},
+                 {"source_bytes", totals.source_bytes},
+                 {"packed_bytes", totals.packed_bytes},
+                 {"bits_per_weight", totals.bits_per_weight()},
+                 {"seconds", totals.seconds}});
+}
+
+std::string describe(const PackTotals& totals) {
+  return fmt::format("{} → {} ({:.3f} bits per weight) in {:.2f} s",
+                     format_bytes(static_cast<double>(totals.source_bytes)),
+                     format_bytes(static_cast<double>(totals.packed_bytes)),
+                     totals.bits_per_weight(), totals.seconds);
 }
 
 }  // namespace mixgemm::cli

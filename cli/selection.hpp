@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which dense weights of a checkpoint are quantized, and how: what `quantize` and `convert` share.
+// Which dense weights of a checkpoint are quantized, how, and where to: what `quantize` and
+// `convert` share.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@
 
 namespace mixgemm::cli {
 
-/// Options of both commands.
+/// Which weights, and how.
 struct QuantizeRules {
   QuantSpec spec;
   std::string scale_type;
@@ -22,9 +23,22 @@ struct QuantizeRules {
   QuantizeRules();
 };
 
-/// Adds the options to a command.
-void add_quantize_rules(Command& command, QuantizeRules& rules);
-/// Their names, but for --scale-type.
+/// Options of both commands.
+struct PackOptions {
+  std::string input;
+  std::string output;
+  QuantizeRules rules;  ///< for dense weights
+  bool drop_dense = false;
+  bool dry_run = false;
+  std::uint64_t max_shard_bytes = 0;  ///< 0: one file
+  int num_threads = 0;
+  bool json = false;
+};
+
+/// Adds the options to a command; `verb`, in the past tense, is what the command does to a weight.
+void add_pack_options(Command& command, PackOptions& options, const std::string& input_help,
+                      const std::string& output_help, const std::string& verb);
+/// Names of the options that are rules, but for --scale-type.
 std::vector<std::string> quantize_rule_names();
 
 /// One weight to quantize.
@@ -44,7 +58,24 @@ std::vector<QuantizeJob> select_weights(const SafetensorsFile& source, const Qua
 PackedWeight quantize_one(const SafetensorsFile& source, const QuantizeJob& job,
                           const QuantizeRules& rules, int num_threads, const Progress& progress);
 
-/// Throws if `output` is one of the source's files.
-void refuse_to_overwrite_source(const SafetensorsFile& source, const std::string& output);
+/// Throws if there is no output or it is one of the source's files.
+void check_output(const SafetensorsFile& source, const std::string& output);
+
+/// What a command did, for its summary.
+struct PackTotals {
+  std::int64_t elems = 0;
+  std::uint64_t source_bytes = 0;
+  std::uint64_t packed_bytes = 0;
+  double seconds = 0.0;
+
+  double bits_per_weight() const {
+    return 8.0 * static_cast<double>(packed_bytes) / static_cast<double>(elems);
+  }
+};
+
+/// Adds them to a report.
+void add_totals(Json& report, const PackTotals& totals);
+/// "90.6 MB → 11.9 MB (4.125 bits per weight) in 0.51 s"
+std::string describe(const PackTotals& totals);
 
 }  // namespace mixgemm::cli

@@ -14,7 +14,7 @@
 namespace mixgemm::cli {
 namespace {
 
-struct Options {
+struct TuneOptions {
   bench::TuneRun run;
   std::string shapes, model;
   std::vector<std::string> layers;
@@ -44,7 +44,7 @@ std::vector<bench::TuneLayer> layers_of_model(const std::string& path) {
   return layers;
 }
 
-std::vector<bench::TuneLayer> layers_of(const Options& options) {
+std::vector<bench::TuneLayer> layers_of(const TuneOptions& options) {
   if (!options.model.empty()) {
     if (!options.shapes.empty() || !options.layers.empty()) {
       throw Error(StatusCode::invalid_argument,
@@ -75,7 +75,7 @@ std::string line_of(const bench::Shape& shape, const TuningEntry& e) {
                      fmt::format("{:.1f} %", 100 * e.noise), e.config);
 }
 
-int run_tune(Options options) {
+int run_tune(TuneOptions options) {
   bench::TuneRun& run = options.run;
   run.layers = layers_of(options);
   run.acts = parse_acts(options.acts);
@@ -138,7 +138,7 @@ int run_tune(Options options) {
 }  // namespace
 
 void register_tune(CLI::App& app, Selected& selected) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<TuneOptions>();
   Command command(app, selected, "tune",
                   "Measure the fastest configuration of each layer and M, into a tuning cache");
   command.text("--model", options->model, "A packed checkpoint, whose layers are tuned");

@@ -17,7 +17,7 @@
 namespace mixgemm::cli {
 namespace {
 
-struct Options {
+struct TuningOptions {
   std::string action;
   std::vector<std::string> files;
   std::string output;
@@ -31,7 +31,7 @@ std::string describe(const Problem& p) {
                      p.m, p.batch_invariant ? " batch-invariant" : "");
 }
 
-int merge(const Options& options) {
+int merge(const TuningOptions& options) {
   if (options.output.empty()) {
     throw Error(StatusCode::invalid_argument, "merge must be told where to write, by -o");
   }
@@ -46,7 +46,7 @@ int merge(const Options& options) {
   return kExitOk;
 }
 
-int diff(const Options& options) {
+int diff(const TuningOptions& options) {
   if (options.files.size() != 2) {
     throw Error(StatusCode::invalid_argument,
                 fmt::format("diff compares two caches, OLD and NEW; got {}", options.files.size()));
@@ -107,7 +107,7 @@ int diff(const Options& options) {
   return kExitOk;
 }
 
-int validate(const Options& options) {
+int validate(const TuningOptions& options) {
   std::set<std::string> known;
   bool cuda = false;
   for (const auto& kernel : kernels()) {
@@ -162,7 +162,7 @@ int validate(const Options& options) {
   return kExitOk;
 }
 
-int run_tuning(Options options) {
+int run_tuning(TuningOptions options) {
   if (options.asked_threshold) options.threshold = *options.asked_threshold;
   if (options.action == "merge") return merge(options);
   if (options.action == "diff") return diff(options);
@@ -172,7 +172,7 @@ int run_tuning(Options options) {
 }  // namespace
 
 void register_tuning(CLI::App& app, Selected& selected) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<TuningOptions>();
   Command command(app, selected, "tuning", "Merge, compare and check tuning caches");
   command.action("action", options->action, {"merge", "diff", "validate"},
                  "merge FILES -o OUT (later ones win), diff OLD NEW, validate FILES");

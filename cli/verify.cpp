@@ -13,7 +13,7 @@
 namespace mixgemm::cli {
 namespace {
 
-struct Options {
+struct VerifyOptions {
   std::string file;
   std::string against;
   std::optional<double> max_error;
@@ -76,7 +76,7 @@ class Source {
 };
 
 Comparison compare_with(const PackedCheckpoint& checkpoint, Source& origin,
-                        const Options& options) {
+                        const VerifyOptions& options) {
   const SafetensorsFile& source = origin.file();
   Comparison result;
   ProgressLine progress;
@@ -111,7 +111,7 @@ Comparison compare_with(const PackedCheckpoint& checkpoint, Source& origin,
   return result;
 }
 
-int run_verify(const Options& options) {
+int run_verify(const VerifyOptions& options) {
   const auto checkpoint = PackedCheckpoint::open(options.file, {.verify_on_find = false}).value();
   std::optional<Source> source;
   if (!options.against.empty()) source.emplace(options.against);
@@ -170,7 +170,7 @@ int run_verify(const Options& options) {
 }  // namespace
 
 void register_verify(CLI::App& app, Selected& selected) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<VerifyOptions>();
   Command command(app, selected, "verify",
                   "Check a packed checkpoint: headers, checksums, and against its source");
   command.operand("file", options->file, "A packed checkpoint");

@@ -16,8 +16,6 @@ namespace {
 
 constexpr int kPerWord = 8;
 constexpr int kOrder[kPerWord] = {0, 2, 4, 6, 1, 3, 5, 7};
-// Words of a row that a thread takes at a time: one cache line.
-constexpr std::int64_t kWordGrain = 16;
 
 class Awq final : public Importer {
  public:
@@ -34,31 +32,20 @@ class Awq final : public Importer {
 };
 
 Status Awq::add(const std::string& name, const ConfigSection& config, std::string_view group_key) {
-  const auto qweight = layer_tensor(file_, name, ".qweight", {"I32"});
-  if (!qweight.ok()) return qweight.status();
-  const auto scales = layer_tensor(file_, name, ".scales", {"F16", "BF16", "F32"});
-  if (!scales.ok()) return scales.status();
-  const auto qzeros = layer_tensor(file_, name, ".qzeros", {"I32"});
-  if (!qzeros.ok()) return qzeros.status();
-  if (Status s = check_matrix(*qweight, "[K, N/8]"); !s.ok()) return s;
+  const auto tensors = word_tensors(file_, name);
+  if (!tensors.ok()) return tensors.status();
+  const TensorInfo& qweight = tensors->qweight;
+  if (Status s = check_matrix(qweight, "[K, N/8]"); !s.ok()) return s;
   ImportedLayer layer;
   layer.name = name;
-  layer.k = qweight->shape[0];
-  if (__builtin_mul_overflow(qweight->shape[1], kPerWord, &layer.n)) layer.n = -1;
+  layer.k = qweight.shape[0];
+  if (__builtin_mul_overflow(qweight.shape[1], kPerWord, &layer.n)) layer.n = -1;
   if (Status s = check_layer_size(name, layer.n, layer.k); !s.ok()) return s;
-  const auto groups = plan_groups(layer.k, group_size_, config.field(group_key));
+  const auto groups = word_groups(*tensors, layer, kPerWord, group_size_, config.field(group_key));
   if (!groups.ok()) return groups.status();
-  const std::int64_t num_groups = groups->source_groups;
-  if (Status s = check_shape(*scales, {num_groups, layer.n}, "[K / group_size, N]"); !s.ok()) {
-    return s;
-  }
-  if (Status s = check_shape(*qzeros, {num_groups, layer.n / kPerWord}, "[K / group_size, N/8]");
-      !s.ok()) {
-    return s;
-  }
   layer.spec = {WeightType::int4, ZeroKind::integer, groups->group_size,
-                scale_type_for(*scales, options_)};
-  layer.source_bytes = qweight->size_bytes() + scales->size_bytes() + qzeros->size_bytes();
+                scale_type_for(tensors->scales, options_)};
+  layer.source_bytes = tensors->size_bytes();
   for (const char* part : {".qweight", ".qzeros", ".scales"}) claimed_.insert(name + part);
   layers_.push_back(std::move(layer));
   groups_.push_back(*groups);
@@ -68,28 +55,25 @@ Status Awq::add(const std::string& name, const ConfigSection& config, std::strin
 Result<CanonicalWeight> Awq::load(std::size_t idx, int num_threads) const {
   const ImportedLayer& layer = layers_[idx];
   const Grouping& groups = groups_[idx];
-  const auto qweight = file_.find(layer.name + ".qweight");
-  if (!qweight.ok()) return qweight.status();
-  const auto qzeros = file_.find(layer.name + ".qzeros");
-  if (!qzeros.ok()) return qzeros.status();
-  const auto scales = file_.find(layer.name + ".scales");
-  if (!scales.ok()) return scales.status();
+  const auto tensors = word_views(file_, layer.name);
+  if (!tensors.ok()) return tensors.status();
   CanonicalWeight weight;
   weight.n = layer.n;
   weight.k = layer.k;
   weight.spec = layer.spec;
-  if (Status s = fill_scales({*scales, 1, layer.n}, groups, options_, weight); !s.ok()) return s;
+  if (Status s = fill_scales({tensors->scales, 1, layer.n}, groups, options_, weight); !s.ok())
+    return s;
 
   const std::int64_t words_per_row = layer.n / kPerWord;
   const std::int64_t num_groups = weight.groups();
   weight.codes.resize(static_cast<std::size_t>(layer.n * layer.k));
   weight.zeros.resize(static_cast<std::size_t>(layer.n * num_groups));
-  const auto* code_words = static_cast<const std::uint32_t*>(qweight->data);
-  const auto* zero_words = static_cast<const std::uint32_t*>(qzeros->data);
+  const auto* code_words = static_cast<const std::uint32_t*>(tensors->qweight.data);
+  const auto* zero_words = static_cast<const std::uint32_t*>(tensors->qzeros.data);
   const auto nibble = [](std::uint32_t word, int i) {
     return static_cast<std::uint8_t>(word >> (4 * i) & 15u);
   };
-  parallel_for(words_per_row, kWordGrain, num_threads, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(words_per_row, kLineWords, num_threads, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t k = 0; k < layer.k; ++k) {
       for (std::int64_t at = begin; at < end; ++at) {
         const std::uint32_t word = code_words[k * words_per_row + at];

@@ -19,6 +19,7 @@
 namespace mixgemm {
 namespace {
 
+// Output features a thread takes at a time.
 constexpr std::int64_t kRowGrain = 16;
 
 enum class Strategy { tensor, channel, group };

@@ -15,10 +15,7 @@
 namespace mixgemm {
 namespace {
 
-// Output features a thread takes at a time: one cache line of a row of words.
-constexpr std::int64_t kRowGrain = 16;
-
-struct Settings {
+struct GptqSettings {
   WeightType type = WeightType::int4;
   std::int64_t group_size = -1;
   bool sym = true;
@@ -26,8 +23,8 @@ struct Settings {
   int zero_offset = 1;  // added to a stored zero: 1 in version 1, 0 in version 2
 };
 
-Result<Settings> read_settings(ConfigSection& config) {
-  Settings settings;
+Result<GptqSettings> read_gptq_settings(ConfigSection& config) {
+  GptqSettings settings;
   const std::int64_t bits = config.integer("bits");
   settings.group_size = config.integer("group_size");
   settings.sym = config.boolean("sym", true);
@@ -58,52 +55,42 @@ Result<Settings> read_settings(ConfigSection& config) {
 
 class Gptq final : public Importer {
  public:
-  Gptq(const SafetensorsFile& file, const Settings& settings, const ImportOptions& options)
+  Gptq(const SafetensorsFile& file, const GptqSettings& settings, const ImportOptions& options)
       : Importer(file), settings_(settings), options_(options) {}
 
   Status add(const std::string& name, const ConfigSection& config);
   Result<CanonicalWeight> load(std::size_t idx, int num_threads) const override;
 
  private:
-  Status fill_zeros(const std::string& name, const Grouping& groups, CanonicalWeight& weight) const;
+  Status fill_zeros(const TensorView& qzeros, const Grouping& groups,
+                    CanonicalWeight& weight) const;
 
-  Settings settings_;
+  GptqSettings settings_;
   ImportOptions options_;
   std::vector<Grouping> groups_;                         // of each layer
   std::vector<std::vector<std::int32_t>> permutations_;  // of each layer, or empty
 };
 
 Status Gptq::add(const std::string& name, const ConfigSection& config) {
-  const auto qweight = layer_tensor(file_, name, ".qweight", {"I32"});
-  if (!qweight.ok()) return qweight.status();
-  const auto scales = layer_tensor(file_, name, ".scales", {"F16", "BF16", "F32"});
-  if (!scales.ok()) return scales.status();
-  const auto qzeros = layer_tensor(file_, name, ".qzeros", {"I32"});
-  if (!qzeros.ok()) return qzeros.status();
+  const auto tensors = word_tensors(file_, name);
+  if (!tensors.ok()) return tensors.status();
+  const TensorInfo& qweight = tensors->qweight;
   const int per_word = codes_per_word(settings_.type);
-  if (Status s = check_matrix(*qweight, "[K·bits/32, N]"); !s.ok()) return s;
+  if (Status s = check_matrix(qweight, "[K·bits/32, N]"); !s.ok()) return s;
   ImportedLayer layer;
   layer.name = name;
-  layer.n = qweight->shape[1];
-  if (__builtin_mul_overflow(qweight->shape[0], per_word, &layer.k)) layer.k = -1;
+  layer.n = qweight.shape[1];
+  if (__builtin_mul_overflow(qweight.shape[0], per_word, &layer.k)) layer.k = -1;
   if (Status s = check_layer_size(name, layer.n, layer.k); !s.ok()) return s;
   if (layer.n % per_word != 0) {
     return failure(StatusCode::corrupt_data,
                    "layer {}: N must be a multiple of {}, the zeros in a word; got {}",
                    in_quotes(name), per_word, layer.n);
   }
-  const auto groups = plan_groups(layer.k, settings_.group_size, config.field("group_size"));
+  const auto groups =
+      word_groups(*tensors, layer, per_word, settings_.group_size, config.field("group_size"));
   if (!groups.ok()) return groups.status();
-  const std::int64_t num_groups = groups->source_groups;
-  if (Status s = check_shape(*scales, {num_groups, layer.n}, "[K / group_size, N]"); !s.ok()) {
-    return s;
-  }
-  if (Status s =
-          check_shape(*qzeros, {num_groups, layer.n / per_word}, "[K / group_size, N·bits/32]");
-      !s.ok()) {
-    return s;
-  }
-  layer.source_bytes = qweight->size_bytes() + scales->size_bytes() + qzeros->size_bytes();
+  layer.source_bytes = tensors->size_bytes();
   std::vector<std::int32_t> permutation;
   if (file_.info(name + ".g_idx") != nullptr) {
     const auto g_idx = layer_tensor(file_, name, ".g_idx", {"I32", "I64"});
@@ -127,7 +114,7 @@ Status Gptq::add(const std::string& name, const ConfigSection& config) {
   }
   layer.columns = permutation.empty() ? ColumnOrder::natural : ColumnOrder::permuted;
   layer.spec = {settings_.type, settings_.sym ? ZeroKind::none : ZeroKind::integer,
-                groups->group_size, scale_type_for(*scales, options_)};
+                groups->group_size, scale_type_for(tensors->scales, options_)};
   for (const char* part : {".qweight", ".qzeros", ".scales", ".g_idx"})
     claimed_.insert(name + part);
   layers_.push_back(std::move(layer));
@@ -136,11 +123,9 @@ Status Gptq::add(const std::string& name, const ConfigSection& config) {
   return {};
 }
 
-Status Gptq::fill_zeros(const std::string& name, const Grouping& groups,
+Status Gptq::fill_zeros(const TensorView& qzeros, const Grouping& groups,
                         CanonicalWeight& weight) const {
-  const auto tensor = file_.find(name + ".qzeros");
-  if (!tensor.ok()) return tensor.status();
-  const auto* words = static_cast<const std::uint32_t*>(tensor->data);
+  const auto* words = static_cast<const std::uint32_t*>(qzeros.data);
   const int per_word = codes_per_word(settings_.type);
   const int bits = bits_of(settings_.type);
   const std::uint32_t mask = (1u << bits) - 1u;
@@ -160,7 +145,7 @@ Status Gptq::fill_zeros(const std::string& name, const Grouping& groups,
         return failure(StatusCode::corrupt_data,
                        "tensor {}: row {}, group {}: the zero of a symmetric checkpoint (sym true) "
                        "must be {}; got {}",
-                       in_quotes(tensor->info.name), row, group, implicit, zero_at(row, group));
+                       in_quotes(qzeros.info.name), row, group, implicit, zero_at(row, group));
       }
     }
     return {};
@@ -178,23 +163,22 @@ Status Gptq::fill_zeros(const std::string& name, const Grouping& groups,
 Result<CanonicalWeight> Gptq::load(std::size_t idx, int num_threads) const {
   const ImportedLayer& layer = layers_[idx];
   const Grouping& groups = groups_[idx];
-  const auto qweight = file_.find(layer.name + ".qweight");
-  if (!qweight.ok()) return qweight.status();
-  const auto scales = file_.find(layer.name + ".scales");
-  if (!scales.ok()) return scales.status();
+  const auto tensors = word_views(file_, layer.name);
+  if (!tensors.ok()) return tensors.status();
   CanonicalWeight weight;
   weight.n = layer.n;
   weight.k = layer.k;
   weight.spec = layer.spec;
   weight.permutation = permutations_[idx];
-  if (Status s = fill_scales({*scales, 1, layer.n}, groups, options_, weight); !s.ok()) return s;
-  if (Status s = fill_zeros(layer.name, groups, weight); !s.ok()) return s;
+  if (Status s = fill_scales({tensors->scales, 1, layer.n}, groups, options_, weight); !s.ok())
+    return s;
+  if (Status s = fill_zeros(tensors->qzeros, groups, weight); !s.ok()) return s;
 
   weight.codes.resize(static_cast<std::size_t>(layer.n * layer.k));
-  const auto* words = static_cast<const std::uint32_t*>(qweight->data);
+  const auto* words = static_cast<const std::uint32_t*>(tensors->qweight.data);
   const int per_word = codes_per_word(settings_.type);
   const std::vector<std::int32_t> column = inverse(weight.permutation);
-  parallel_for(layer.n, kRowGrain, num_threads, [&](std::int64_t begin, std::int64_t end) {
+  parallel_for(layer.n, kLineWords, num_threads, [&](std::int64_t begin, std::int64_t end) {
     std::uint8_t codes[8];
     for (std::int64_t word_row = 0; word_row < layer.k / per_word; ++word_row) {
       const std::int64_t k = word_row * per_word;
@@ -216,7 +200,7 @@ Result<CanonicalWeight> Gptq::load(std::size_t idx, int num_threads) const {
 
 ImporterResult import_gptq(const SafetensorsFile& file, ConfigSection config,
                            const ImportOptions& options) {
-  const auto settings = read_settings(config);
+  const auto settings = read_gptq_settings(config);
   if (!settings.ok()) return settings.status();
   const auto names = find_layers(file, ".qweight", {".qzeros", ".g_idx"});
   if (!names.ok()) return names.status();

@@ -29,7 +29,7 @@ constexpr const char* kSettings[] = {
     ".offload_meta",  ".channel_wise",       ".optimize",
     ".round_zero",    ".encoded_state_dict", ".stores_quant_config"};
 
-struct Settings {
+struct HqqSettings {
   std::int64_t bits = 4;
   std::int64_t group_size = -1;
   bool per_layer = false;  // layers may differ: their own tensors decide
@@ -37,7 +37,7 @@ struct Settings {
 
 class Hqq final : public Importer {
  public:
-  Hqq(const SafetensorsFile& file, const Settings& settings, const ImportOptions& options)
+  Hqq(const SafetensorsFile& file, const HqqSettings& settings, const ImportOptions& options)
       : Importer(file), settings_(settings), options_(options) {}
 
   Status add(const std::string& name, const ConfigSection& params);
@@ -52,7 +52,7 @@ class Hqq final : public Importer {
   Result<bool> zeros_are_codes(const FloatMatrix& zeros, std::int64_t rows, std::int64_t groups,
                                WeightType type) const;
 
-  Settings settings_;
+  HqqSettings settings_;
   ImportOptions options_;
   std::vector<Grouping> groups_;  // of each layer
 };
@@ -258,7 +258,7 @@ ImporterResult import_hqq(const SafetensorsFile& file, ConfigSection config,
                           const ImportOptions& options) {
   ConfigSection quant = config.section("quant_config", true);
   ConfigSection params = quant.section("weight_quant_params", true);
-  Settings settings;
+  HqqSettings settings;
   // transformers keeps settings by layer in dynamic_config, or one for all in quant_config.
   settings.per_layer = config.has("dynamic_config") || !quant.has("weight_quant_params");
   settings.bits =

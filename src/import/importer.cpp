@@ -150,6 +150,46 @@ std::vector<std::int32_t> inverse(const std::vector<std::int32_t>& permutation) 
   return result;
 }
 
+// ------------------------------------------------------------------ codes in 32-bit words
+
+Result<WordTensors<TensorInfo>> word_tensors(const SafetensorsFile& file,
+                                             const std::string& layer) {
+  auto qweight = layer_tensor(file, layer, ".qweight", {"I32"});
+  if (!qweight.ok()) return qweight.status();
+  auto qzeros = layer_tensor(file, layer, ".qzeros", {"I32"});
+  if (!qzeros.ok()) return qzeros.status();
+  auto scales = layer_tensor(file, layer, ".scales", {"F16", "BF16", "F32"});
+  if (!scales.ok()) return scales.status();
+  return WordTensors<TensorInfo>{*std::move(qweight), *std::move(qzeros), *std::move(scales)};
+}
+
+Result<WordTensors<TensorView>> word_views(const SafetensorsFile& file, const std::string& layer) {
+  auto qweight = file.find(layer + ".qweight");
+  if (!qweight.ok()) return qweight.status();
+  auto qzeros = file.find(layer + ".qzeros");
+  if (!qzeros.ok()) return qzeros.status();
+  auto scales = file.find(layer + ".scales");
+  if (!scales.ok()) return scales.status();
+  return WordTensors<TensorView>{*std::move(qweight), *std::move(qzeros), *std::move(scales)};
+}
+
+Result<Grouping> word_groups(const WordTensors<TensorInfo>& tensors, const ImportedLayer& layer,
+                             int codes_per_word, std::int64_t size, std::string_view field) {
+  auto groups = plan_groups(layer.k, size, field);
+  if (!groups.ok()) return groups;
+  const std::int64_t num_groups = groups->source_groups;
+  if (Status s = check_shape(tensors.scales, {num_groups, layer.n}, "[K / group_size, N]");
+      !s.ok()) {
+    return s;
+  }
+  if (Status s = check_shape(tensors.qzeros, {num_groups, layer.n / codes_per_word},
+                             "[K / group_size, N·bits/32]");
+      !s.ok()) {
+    return s;
+  }
+  return groups;
+}
+
 // ------------------------------------------------------------------ scales
 
 DataType scale_type_for(const TensorInfo& scales, const ImportOptions& options) {

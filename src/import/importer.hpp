@@ -96,6 +96,30 @@ Result<std::vector<std::int32_t>> permutation_of(const TensorView& g_idx, std::i
 /// permutation[j] = k → result[k] = j.
 std::vector<std::int32_t> inverse(const std::vector<std::int32_t>& permutation);
 
+// ------------------------------------------------------------------ codes in 32-bit words
+
+// Output features or words of a row that a thread takes at a time: a cache line of 32-bit words.
+constexpr std::int64_t kLineWords = 16;
+
+/// What GPTQ and AWQ call the tensors of a layer: NAME.qweight and NAME.qzeros of 32-bit words, and
+/// NAME.scales. T: TensorInfo or TensorView.
+template <class T>
+struct WordTensors {
+  T qweight, qzeros, scales;
+
+  std::uint64_t size_bytes() const {
+    return qweight.size_bytes() + qzeros.size_bytes() + scales.size_bytes();
+  }
+};
+
+/// They must be there, with the dtypes that belong to them.
+Result<WordTensors<TensorInfo>> word_tensors(const SafetensorsFile& file, const std::string& layer);
+Result<WordTensors<TensorView>> word_views(const SafetensorsFile& file, const std::string& layer);
+/// The groups of a layer whose scales are [G, N] and whose zeros are [G, N·bits/32]; size and field
+/// as in plan_groups().
+Result<Grouping> word_groups(const WordTensors<TensorInfo>& tensors, const ImportedLayer& layer,
+                             int codes_per_word, std::int64_t size, std::string_view field);
+
 // ------------------------------------------------------------------ scales and codes
 
 /// The format of a layer's scales in the canonical weight (ImportOptions::scale_type).
