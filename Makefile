@@ -35,13 +35,14 @@ help:
 bootstrap:
 	@tools/bootstrap.sh build
 
-# The Python package is built and tested with the interpreter of .venv.
+# The Python package is built and tested with the interpreter of .venv. `make test` leaves out the
+# benchmark programs, which no test runs; `make test-all` builds them.
 with_python := -DMIXGEMM_PYTHON=ON -DPython_EXECUTABLE=$(CURDIR)/.venv/bin/python
 .PHONY: build
 build: bootstrap
 	@tools/bootstrap.sh python
 	$(say_what)
-	$(call build,$(PRESET),,$(with_python))
+	$(call build,$(PRESET),,$(with_python) -DMIXGEMM_BENCH=OFF)
 
 .PHONY: demo
 demo: bootstrap
@@ -58,7 +59,7 @@ test: build
 test-all: bootstrap
 	@tools/bootstrap.sh python
 	$(say_what)
-	$(call build,$(PRESET_ALL),,$(with_python))
+	$(call build,$(PRESET_ALL),,$(with_python) -DMIXGEMM_BENCH=ON)
 ifneq ($(NVCC),)
 	@tools/bootstrap.sh sass
 	tools/static_checks.py build/$(PRESET_ALL) --sass

@@ -153,7 +153,9 @@ double bytes_moved(std::int64_t m, std::int64_t n, std::int64_t k, const QuantSp
 /// Bytes of the packed codes alone: what the streaming floor reads.
 double code_bytes(std::int64_t n, std::int64_t k, WeightType weight);
 
-/// max(floor, 2·M·N·K / 800 TFLOP/s), µs.
+/// The project's yardstick for 16-bit tensor cores: what "ideal" means (docs/measurement.md).
+constexpr double kPeakTflops = 800;
+/// max(floor, 2·M·N·K / kPeakTflops), µs.
 double ideal_us(std::int64_t m, std::int64_t n, std::int64_t k, double floor_us);
 
 /// Short hash of the commit this program was built from, "-dirty" appended when its tree was

@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "bench_api.hpp"
+#include "common/fields.hpp"
 #include "common/statistics.hpp"
 
 namespace mixgemm::bench {
@@ -20,19 +21,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr double kMinNoise = 0.01;
-
-std::string text(const Json& row, const char* key) {
-  const auto found = row.find(key);
-  return found != row.end() && found->is_string() ? found->get<std::string>() : std::string();
-}
-double number(const Json& row, const char* key) {
-  const auto found = row.find(key);
-  return found != row.end() && found->is_number() ? found->get<double>() : -1;
-}
-bool flag(const Json& row, const char* key, bool absent) {
-  const auto found = row.find(key);
-  return found != row.end() && found->is_boolean() ? found->get<bool>() : absent;
-}
 
 /// What a row measures and where its time stands.
 struct Kind {

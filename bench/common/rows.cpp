@@ -15,8 +15,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr double kPeakTflops = 800;  // the project's yardstick for 16-bit tensor cores
-
 constexpr const char* kGemmLine =
     "{:<18} {:>5} {:>5} {:>9} {:>8} {:>8} {:>7} {:>7} {:>7} {:>9}  {}\n";
 constexpr const char* kChainLine = "{:<18} {:>5} {:>5} {:>4} {:>9} {:>8}  {}\n";

@@ -15,7 +15,7 @@
 namespace mixgemm::bench {
 namespace {
 
-using Json = nlohmann::json;
+using Json = nlohmann::ordered_json;
 
 constexpr std::int64_t kMaxDim = std::numeric_limits<std::int32_t>::max();
 

@@ -37,6 +37,9 @@ struct Measurement {
   bool floor = true;  ///< the row has the streaming floor, which is timed once a layer
 };
 
+/// Workspaces hold these bytes before a call: kernels must not need a cleared one.
+constexpr int kWorkspacePoison = 0xa5;
+
 class GemmBench {
  public:
   using Json = nlohmann::ordered_json;

@@ -18,7 +18,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr std::uint32_t kInputSeed = 31;
-constexpr int kWorkspacePoison = 0xa5;
 
 /// Consecutive shapes of one model, in the order they run: "llama8b" of "llama8b.qkv".
 struct Model {

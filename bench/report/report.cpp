@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "bench_api.hpp"
+#include "common/fields.hpp"
 #include "common/statistics.hpp"
 #include "report/chart.hpp"
 #include "report/style.hpp"
@@ -20,21 +21,6 @@ namespace mixgemm::bench {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-constexpr double kPeakTflops = 800;  // what "ideal" means (docs/measurement.md)
-
-std::string text(const Json& row, const char* key) {
-  const auto found = row.find(key);
-  return found != row.end() && found->is_string() ? found->get<std::string>() : std::string();
-}
-double number(const Json& row, const char* key) {
-  const auto found = row.find(key);
-  return found != row.end() && found->is_number() ? found->get<double>() : -1;
-}
-bool flag(const Json& row, const char* key) {
-  const auto found = row.find(key);
-  return found != row.end() && found->is_boolean() && found->get<bool>();
-}
 
 /// A row that was measured. Times in µs; negative: not known.
 struct Row {

@@ -9,7 +9,7 @@ namespace mixgemm {
 namespace {
 
 // Weights a thread takes at a time, at least.
-constexpr std::int64_t kGrainElems = 1 << 16;
+constexpr std::int64_t kDequantizeGrainElems = 1 << 16;
 
 }  // namespace
 
@@ -20,7 +20,7 @@ Result<std::vector<float>> dequantize(const CanonicalWeight& weight) {
   const std::int64_t length = spec.group_size == 0 ? weight.k : spec.group_size;
   const std::vector<std::int32_t>& permutation = weight.permutation;
   std::vector<float> dense(weight.n * weight.k);
-  parallel_for(weight.n, std::max<std::int64_t>(1, kGrainElems / weight.k), 0,
+  parallel_for(weight.n, std::max<std::int64_t>(1, kDequantizeGrainElems / weight.k), 0,
                [&](std::int64_t begin, std::int64_t end) {
                  for (std::int64_t at = begin * groups; at < end * groups; ++at) {
                    const double scale = f32_from_bits(weight.scales[at], spec.scale_type);

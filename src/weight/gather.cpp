@@ -13,20 +13,20 @@ namespace mixgemm {
 namespace {
 
 // Elements a thread takes at a time, at least.
-constexpr std::int64_t kGrainElems = 1 << 15;
+constexpr std::int64_t kGatherGrainElems = 1 << 15;
 
-Status invalid(std::string message) {
+Status refused(std::string message) {
   return Status(StatusCode::invalid_argument, "gather_columns: " + std::move(message));
 }
 
 Status check_matrix(const char* name, const void* data, const char* ld_name, std::int64_t ld,
                     std::int64_t k) {
-  if (data == nullptr) return invalid(fmt::format("{} must not be null", name));
+  if (data == nullptr) return refused(fmt::format("{} must not be null", name));
   if (reinterpret_cast<std::uintptr_t>(data) % sizeof(std::uint16_t) != 0) {
-    return invalid(
+    return refused(
         fmt::format("{} must be aligned to 2 bytes; got address {}", name, fmt::ptr(data)));
   }
-  if (ld < k) return invalid(fmt::format("{} must be at least K = {}; got {}", ld_name, k, ld));
+  if (ld < k) return refused(fmt::format("{} must be at least K = {}; got {}", ld_name, k, ld));
   return {};
 }
 
@@ -37,11 +37,11 @@ Status gather_columns(const PackedView& weight, const void* x, std::int64_t m, s
   const std::int64_t k = weight.k;
   if (Status status = check_size(weight.n, k); !status.ok()) return status;
   if (weight.device != Device::cpu) {
-    return invalid(fmt::format(
+    return refused(fmt::format(
         "weight.device must be cpu; got {} (a plan with columns = permuted gathers X there)",
         to_string(weight.device)));
   }
-  if (m < 0) return invalid(fmt::format("m must be at least 0; got {}", m));
+  if (m < 0) return refused(fmt::format("m must be at least 0; got {}", m));
   if (m == 0) return {};
   if (Status status = check_matrix("x", x, "ldx", ldx, k); !status.ok()) return status;
   if (Status status = check_matrix("gathered", gathered, "ldg", ldg, k); !status.ok()) {
@@ -51,10 +51,10 @@ Status gather_columns(const PackedView& weight, const void* x, std::int64_t m, s
   auto* to = static_cast<std::uint16_t*>(gathered);
   const std::uint16_t* from_end = from + (m - 1) * ldx + k;
   if (from < to + (m - 1) * ldg + k && to < from_end) {
-    return invalid("gathered must not overlap x");
+    return refused("gathered must not overlap x");
   }
   const std::int32_t* permutation = weight.permutation;
-  parallel_for(m, std::max<std::int64_t>(1, kGrainElems / k), num_threads,
+  parallel_for(m, std::max<std::int64_t>(1, kGatherGrainElems / k), num_threads,
                [&](std::int64_t begin, std::int64_t end) {
                  for (std::int64_t row = begin; row < end; ++row) {
                    const std::uint16_t* source = from + row * ldx;

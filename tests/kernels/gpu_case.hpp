@@ -146,6 +146,9 @@ struct TestRun {
   std::string mechanism;
 };
 
+/// Bytes of workspace that are enough for every plan of the tests.
+inline constexpr std::size_t kMaxWorkspace = std::size_t{512} << 20;
+
 /// Launches and checks without waiting; collect() waits and reports.
 class Runner {
  public:

@@ -15,7 +15,7 @@ namespace mixgemm::gpu_test {
 namespace {
 
 constexpr int kSleepUs = 100;
-constexpr int kN = 768, kK = 768;  // square, so that outputs can be inputs
+constexpr int kSize = 768;  // square, so that outputs can be inputs
 
 /// Two launches' worth of matrices for one configuration.
 class PdlCase {
@@ -26,7 +26,7 @@ class PdlCase {
         stream_(session_.stream),
         kernel_(kernel),
         m_(m),
-        weight_((arena_.reset(), arena_), kN, kK, kernel.spec, 1, stream_),
+        weight_((arena_.reset(), arena_), kSize, kSize, kernel.spec, 1, stream_),
         findings_(arena_.allocate_array<Findings>(1)) {
     PlanOptions options;
     options.kernel = kernel.config_id;
@@ -37,12 +37,12 @@ class PdlCase {
   }
 
   Matrix matrix(std::uint32_t seed, int rows = 0) {
-    const Matrix x = make_matrix(arena_, rows > 0 ? rows : m_, kK, Placement::aligned);
+    const Matrix x = make_matrix(arena_, rows > 0 ? rows : m_, kSize, Placement::aligned);
     fill_matrix(x, kernel_.act, seed, -1, 1, stream_);
     return x;
   }
   Matrix zeros() {
-    const Matrix x = make_matrix(arena_, m_, kK, Placement::aligned);
+    const Matrix x = make_matrix(arena_, m_, kSize, Placement::aligned);
     check_cuda(cudaMemsetAsync(x.allocation, 0, x.elems * 2, stream_), "zeros");
     return x;
   }
@@ -93,7 +93,7 @@ class PdlCase {
 
 void for_each_case(const Epilogue& epilogue, const std::function<void(PdlCase&)>& body) {
   for (const int m : {1, 8, 150}) {
-    for (const SomeKernel& kernel : some_kernels(m, kK)) {
+    for (const SomeKernel& kernel : some_kernels(m, kSize)) {
       PdlCase c(kernel, m, epilogue);
       body(c);
       if (testing::Test::HasFailure()) return;

@@ -16,8 +16,6 @@
 namespace mixgemm::gpu_test {
 namespace {
 
-constexpr std::size_t kMaxWorkspace = std::size_t{512} << 20;
-
 bool build_has(const QuantSpec& spec, DataType act) {
   Problem p;
   p.m = p.n = p.k = 64;

@@ -21,13 +21,12 @@ namespace {
 
 // One k, less than a k16 step, whole k-blocks and ragged ones, and for rings of two to four stages
 // of 64 or 128 k: one less, as many, one more.
-constexpr int kK[] = {1, 7, 64, 100, 128, 192, 200, 256, 384, 512, 576, 2880};
-constexpr int kN[] = {1, 16, 17, 40, 130, 256, 576, 1000, 2880};
-constexpr int kM[] = {1,  2,  3,  7,  8,   9,   15,  16,  17,  31,
-                      33, 63, 65, 80, 100, 127, 129, 200, 255, 300};
+constexpr int kRaggedK[] = {1, 7, 64, 100, 128, 192, 200, 256, 384, 512, 576, 2880};
+constexpr int kRaggedN[] = {1, 16, 17, 40, 130, 256, 576, 1000, 2880};
+constexpr int kRaggedM[] = {1,  2,  3,  7,  8,   9,   15,  16,  17,  31,
+                            33, 63, 65, 80, 100, 127, 129, 200, 255, 300};
 constexpr int kTokensPerWeight = 3;
 constexpr std::size_t kMaxY = (std::size_t{300} * 2890 + 8192);
-constexpr std::size_t kMaxWorkspace = std::size_t{512} << 20;
 
 struct Launch {
   LaunchConfig config;
@@ -139,13 +138,13 @@ class RegistryTest : public testing::Test {
     spec.zero = case_.zero;
     spec.group_size = case_.group_size;
     spec.scale_type = case_.family.act;
-    for (const int k : kK) {
-      const int n = kN[random() % std::size(kN)];
+    for (const int k : kRaggedK) {
+      const int n = kRaggedN[random() % std::size(kRaggedN)];
       const TestWeight weight(*session.arena, n, k, spec, static_cast<std::uint32_t>(random()),
                               session.stream);
       const std::size_t weight_mark = session.arena->mark();
       for (int i = 0; i < kTokensPerWeight; ++i) {
-        const int m = kM[random() % std::size(kM)];
+        const int m = kRaggedM[random() % std::size(kRaggedM)];
         const TestInputs inputs(*session.arena, weight, m, case_.family.act,
                                 static_cast<std::uint32_t>(random()), session.stream);
         run_all(runner, weight, inputs, i == 0);

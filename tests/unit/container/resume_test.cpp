@@ -18,14 +18,14 @@ using testing::read_file;
 using testing::TempDir;
 using testing::write_file;
 
-constexpr QuantSpec kSpec{WeightType::int4, ZeroKind::integer, 32, DataType::f16};
+constexpr QuantSpec kResumeSpec{WeightType::int4, ZeroKind::integer, 32, DataType::f16};
 constexpr int kLayers = 4;
 
 PackedWeight layer(int seed, bool permuted = false) {
   CanonicalWeight weight;
   weight.n = 20;
   weight.k = 96;
-  weight.spec = kSpec;
+  weight.spec = kResumeSpec;
   for (int i = 0; i < 20 * 96; ++i) weight.codes.push_back((i * 7 + seed) % 16);
   for (int i = 0; i < 20 * 3; ++i) weight.scales.push_back(static_cast<std::uint16_t>(0x2000 + i));
   for (int i = 0; i < 20 * 3; ++i) weight.zeros.push_back((i + seed) % 16);
@@ -45,7 +45,7 @@ PackedCheckpointWriter declare(const std::string& path, const std::string& key,
           .value();
   for (int i = 0; i < kLayers; ++i) {
     const auto columns = i == 1 ? ColumnOrder::permuted : ColumnOrder::natural;
-    writer.declare_packed(name(i), 20, 96, kSpec, columns).throw_if_error();
+    writer.declare_packed(name(i), 20, 96, kResumeSpec, columns).throw_if_error();
   }
   writer.declare_dense("bias", "F32", {8}).throw_if_error();
   writer.begin().throw_if_error();
@@ -149,7 +149,7 @@ TEST(Resume, OtherWorkBeginsAnew) {
   }
   leave_two();
   auto other = PackedCheckpointWriter::create(path, {.resume_key = "key"}).value();
-  ASSERT_OK(other.declare_packed(name(0), 20, 96, kSpec));
+  ASSERT_OK(other.declare_packed(name(0), 20, 96, kResumeSpec));
   ASSERT_OK(other.begin());
   EXPECT_FALSE(other.is_written(name(0)));
 }
@@ -212,8 +212,8 @@ TEST(Permutation, SurvivesTheFileAndIsChecked) {
   const std::string path = dir / "m.safetensors";
   const PackedWeight weight = layer(3, true);
   auto writer = PackedCheckpointWriter::create(path).value();
-  ASSERT_OK(writer.declare_packed("w", 20, 96, kSpec, ColumnOrder::permuted));
-  ASSERT_OK(writer.declare_packed("v", 20, 96, kSpec));
+  ASSERT_OK(writer.declare_packed("w", 20, 96, kResumeSpec, ColumnOrder::permuted));
+  ASSERT_OK(writer.declare_packed("v", 20, 96, kResumeSpec));
   expect_failure(writer.write_packed("w", weight.for_gathered_x().view()),
                  StatusCode::invalid_argument, {"\"w\"", "without one"});
   expect_failure(writer.write_packed("v", weight.view()), StatusCode::invalid_argument,

@@ -26,7 +26,7 @@ std::vector<std::string> fixtures() {
   return names;
 }
 
-class Fixture : public testing::TestWithParam<std::string> {};
+class Fixture : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(Fixture, ImportsToWhatItsToolDequantizesTo) {
   const std::string folder = std::string(MIXGEMM_FIXTURES) + "/" + GetParam();
@@ -52,7 +52,7 @@ TEST_P(Fixture, ImportsToWhatItsToolDequantizesTo) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Tools, Fixture, testing::ValuesIn(fixtures()), [](const auto& info) {
+INSTANTIATE_TEST_SUITE_P(Tools, Fixture, ::testing::ValuesIn(fixtures()), [](const auto& info) {
   std::string name = info.param;  // letters, digits and underscores
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
