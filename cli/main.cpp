@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The program `mixgemm`: parses, runs one sub-command, reports a failure as one line.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -26,11 +27,19 @@ int report(const std::string& command, ExitCode code, const std::string& message
   return code;
 }
 
+/// Checkpoints are mapped: one that somebody shortens meanwhile ends in this signal.
+void report_lost_mapping(int) {
+  constexpr char kMessage[] = "mixgemm: error: a file was shortened while it was read\n";
+  (void)!write(STDERR_FILENO, kMessage, sizeof(kMessage) - 1);
+  _exit(kExitIo);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   // Past the limit on file sizes a write fails instead, and what is half-written is removed.
   std::signal(SIGXFSZ, SIG_IGN);
+  std::signal(SIGBUS, report_lost_mapping);
   CLI::App app(
       "mixgemm: 16-bit activations times 4- and 8-bit weights.\n"
       "Quantizes and packs checkpoints, looks into them, multiplies with them, measures.",

@@ -89,7 +89,8 @@ class SafetensorsWriter::Impl {
   /// Remembers a failure of the system, which ends the writing: the file couldn't be whole.
   Status fail(Status status) {
     failed = status;
-    outputs.clear();
+    // What can be continued stays until the caller decides, by abandon() or not.
+    if (!journal) outputs.clear();
     return status;
   }
 
