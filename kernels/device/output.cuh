@@ -44,37 +44,10 @@ class Output {
 
   /// Epilogue and store of a whole tile, kStageTokens tokens at a time through the staging slab.
   __device__ __forceinline__ void store(Accumulators& acc, const WorkItem& item) const {
-    constexpr int kChunk = staging_tokens(kConfig);
-    const int first_n = item.tile_n * kConfig.tile_n + in_tile() * kRows;
-    float bias[kRowBlocks][2], scale[kRowBlocks][2];
-#pragma unroll
-    for (int r = 0; r < kRowBlocks; ++r) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int n = first_n + row_of(r, half);
-        bias[r][half] = bias_of(n);
-        scale[r][half] = column_scale_of(n);
-      }
+    if constexpr (requires { Epilogue::is_plain(p_); }) {
+      if (Epilogue::is_plain(p_)) return store<true>(acc, item);
     }
-#pragma unroll
-    for (int chunk = 0; chunk < kTileM; chunk += kChunk) {
-      const int first_m = item.tile_m * kTileM + chunk;
-      if (first_m >= p_.m) return;
-      sync();  // the slab is free: everyone has stored the chunk before
-      if (p_.residual != nullptr) {
-        load_residual(first_n, first_m);
-        sync();
-      }
-#pragma unroll
-      for (int r = 0; r < kRowBlocks; ++r) {
-#pragma unroll
-        for (int j = 0; j < kChunk && chunk + j < kTileM; j += 16) {
-          finish_block(acc[r], chunk / 8 + j / 8, r, j, first_n, first_m, bias[r], scale[r]);
-        }
-      }
-      sync();
-      store_chunk(first_n, first_m, min(kChunk, kTileM - chunk));
-    }
+    store<false>(acc, item);
   }
 
   /// split_k and stream_k: leaves the sums in the workspace for the cluster that finishes the tile.
@@ -159,6 +132,42 @@ class Output {
   }
 
  private:
+  template <bool kPlain>
+  __device__ __forceinline__ void store(Accumulators& acc, const WorkItem& item) const {
+    constexpr int kChunk = staging_tokens(kConfig);
+    const int first_n = item.tile_n * kConfig.tile_n + in_tile() * kRows;
+    float bias[kRowBlocks][2], scale[kRowBlocks][2];
+#pragma unroll
+    for (int r = 0; r < kRowBlocks; ++r) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int n = first_n + row_of(r, half);
+        bias[r][half] = bias_of(n);
+        scale[r][half] = column_scale_of(n);
+      }
+    }
+#pragma unroll
+    for (int chunk = 0; chunk < kTileM; chunk += kChunk) {
+      const int first_m = item.tile_m * kTileM + chunk;
+      if (first_m >= p_.m) return;
+      sync();  // the slab is free: everyone has stored the chunk before
+      if (!kPlain && p_.residual != nullptr) {
+        load_residual(first_n, first_m);
+        sync();
+      }
+#pragma unroll
+      for (int r = 0; r < kRowBlocks; ++r) {
+#pragma unroll
+        for (int j = 0; j < kChunk && chunk + j < kTileM; j += 16) {
+          finish_block<kPlain>(acc[r], chunk / 8 + j / 8, r, j, first_n, first_m, bias[r],
+                               scale[r]);
+        }
+      }
+      sync();
+      store_chunk(first_n, first_m, min(kChunk, kTileM - chunk));
+    }
+  }
+
   __device__ __forceinline__ static int thread() { return threadIdx.x % kWarpgroupThreads; }
   __device__ __forceinline__ static int lane() { return threadIdx.x % kWarpSize; }
   __device__ __forceinline__ static int warp() { return threadIdx.x / kWarpSize % 4; }
@@ -210,6 +219,7 @@ class Output {
 
   /// 16 tokens × 64 features of a row block: epilogue, rounding, transposed store into the slab.
   /// j8: the first accumulator's token / 8; slab_token: where the tokens go in the slab.
+  template <bool kPlain>
   __device__ __forceinline__ void finish_block(const float (&acc)[kTileM / 2], int j8, int r,
                                                int slab_token, int first_n, int first_m,
                                                const float (&bias)[2],
@@ -230,7 +240,7 @@ class Output {
       n[v] = first_n + row_of(r, half);
       m[v] = first_m + slab_token + 8 * (v / 4) + 2 * (l % 4) + v % 2;
     }
-    if (p_.residual != nullptr) {
+    if (!kPlain && p_.residual != nullptr) {
       std::uint32_t bits[4] = {0, 0, 0, 0};
       if (full) {
         ptx::ldmatrix_x4_trans(bits, slab);
@@ -242,7 +252,11 @@ class Output {
         residual[v] = to_float(static_cast<std::uint16_t>(bits[v / 2] >> (16 * (v % 2))));
       }
     }
-    Epilogue::apply(p_, y, b, residual, n, m);
+    if constexpr (kPlain) {
+      Epilogue::apply_plain(p_, y, b);
+    } else {
+      Epilogue::apply(p_, y, b, residual, n, m);
+    }
     const std::uint32_t out[4] = {pack(y[0], y[1]), pack(y[2], y[3]), pack(y[4], y[5]),
                                   pack(y[6], y[7])};
     if (full) {
@@ -273,23 +287,30 @@ class Output {
   }
 
   /// Slab → rows of Y, 16 bytes a thread where alignment allows.
-  __device__ __forceinline__ void store_chunk(int first_n, int first_m, int tokens) const {
-    auto* const y = static_cast<std::uint16_t*>(p_.y);
-    constexpr int kVectors = kRows / 8;
-#pragma unroll 4
-    for (int e = thread(); e < tokens * kVectors; e += kWarpgroupThreads) {
-      const int token = e / kVectors;
-      const int n = first_n + e % kVectors * 8;
-      const int m = first_m + token;
-      if (m >= p_.m) break;
-      const std::uint16_t* const slab = staging_ + token * kPitch + e % kVectors * 8;
-      std::uint16_t* const row = y + m * p_.ldy + n;
-      if (p_.y_vectors && n + 8 <= p_.n) {
-        *reinterpret_cast<uint4*>(row) = *reinterpret_cast<const uint4*>(slab);
-      } else {
-        for (int i = 0; i < 8; ++i) {
-          if (n + i < p_.n) row[i] = slab[i];
+  __device__ __forceinline__ void store_chunk(int first_n, int first_m, int chunk) const {
+    constexpr int kVectors = kRows / 8;                  // of a row
+    constexpr int kStep = kWarpgroupThreads / kVectors;  // rows that the warpgroup stores at once
+    constexpr int kRounds = (staging_tokens(kConfig) + kStep - 1) / kStep;
+    static_assert(kWarpgroupThreads % kVectors == 0);
+    const int token = thread() / kVectors;
+    const int column = thread() % kVectors * 8;
+    const int n = first_n + column;
+    const int tokens = min(chunk, p_.m - first_m);
+    const std::uint16_t* const slab = staging_ + token * kPitch + column;
+    std::uint16_t* row = static_cast<std::uint16_t*>(p_.y) + (first_m + token) * p_.ldy + n;
+    if (p_.y_vectors && n + 8 <= p_.n) {
+#pragma unroll
+      for (int i = 0; i < kRounds; ++i) {
+        if (token + i * kStep < tokens) {
+          *reinterpret_cast<uint4*>(row + i * kStep * p_.ldy) =
+              *reinterpret_cast<const uint4*>(slab + i * kStep * kPitch);
         }
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; token + i * kStep < tokens; ++i, row += kStep * p_.ldy) {
+#pragma unroll 1
+        for (int j = 0; j < 8 && n + j < p_.n; ++j) row[j] = slab[i * kStep * kPitch + j];
       }
     }
   }

@@ -12,6 +12,22 @@
 namespace mixgemm {
 
 struct StandardEpilogue {
+  /// Optional for an epilogue, with apply_plain(): the common case, in few enough instructions that
+  /// a kernel which has just finished its main loop doesn't wait for them to be fetched. Asked once
+  /// per tile.
+  static __device__ __forceinline__ bool is_plain(const Params& p) {
+    return !p.gated && p.residual == nullptr;
+  }
+  /// What apply() does where is_plain() holds: alpha · sum + bias, and ReLU.
+  template <int kCount>
+  static __device__ __forceinline__ void apply_plain(const Params& p, float (&sum)[kCount],
+                                                     const float (&bias)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      sum[i] = ptx::max_nan(fmaf(p.alpha, sum[i], bias[i]), p.relu_floor);
+    }
+  }
+
   /// sum: kCount fp32 sums of X·Wᵀ, replaced by what is to be stored. bias and residual are 0 where
   /// the problem has none. n, m: output feature and token of each element (n may reach past N and m
   /// past M at the edges: those elements are computed, not stored).
