@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <memory>
 #include <numeric>
+#include <thread>
 #include <type_traits>
 
 namespace mixgemm::bench {
@@ -55,6 +56,8 @@ Timing GraphTimer::time(const Launch& launch, int copies, const Protocol& protoc
   const GraphExec graph = capture(launch, timing.launches, copies, stream());
   const auto replay = [&] { check(cudaGraphLaunch(graph.get(), stream()), "cudaGraphLaunch"); };
 
+  stream_.synchronize();
+  std::this_thread::sleep_for(protocol.settle);
   for (int i = 0; i < protocol.warmups; ++i) replay();
   std::vector<double> sample;
   for (int i = 0; i < protocol.replays; ++i) {

@@ -3,6 +3,7 @@
 // rotating weight copies, captured in a CUDA graph.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <vector>
@@ -18,9 +19,12 @@ struct Protocol {
   double graph_us = kGraphUs;
   int warmups = 2;
   int replays = 7;
+  /// Idle time before. Under load the GPU lowers its clock to keep its power limit, and holds it
+  /// there for a while: without a pause a measurement would inherit what the one before drew.
+  std::chrono::milliseconds settle{50};
 };
 /// For choosing among candidates, of which the best are then measured in full.
-inline constexpr Protocol kScreening{.graph_us = 1000, .warmups = 1, .replays = 3};
+inline constexpr Protocol kScreening{.graph_us = 1000, .warmups = 1, .replays = 3, .settle = {}};
 
 struct Timing {
   Spread us;  ///< per launch
