@@ -4,7 +4,8 @@ option(MIXGEMM_INSTALL "Install the library's files" ${PROJECT_IS_TOP_LEVEL})
 
 add_library(mixgemm)
 add_library(mixgemm::mixgemm ALIAS mixgemm)
-target_sources(mixgemm PRIVATE $<TARGET_OBJECTS:mixgemm_objects>)
+target_sources(mixgemm PRIVATE $<TARGET_OBJECTS:mixgemm_objects>
+  $<TARGET_OBJECTS:mixgemm_file_objects>)
 target_link_libraries(mixgemm PRIVATE $<BUILD_INTERFACE:mixgemm_options> Threads::Threads ${CMAKE_DL_LIBS})
 target_include_directories(mixgemm PUBLIC
   $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>

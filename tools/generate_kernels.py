@@ -463,11 +463,12 @@ def registry_source(kernels):
     return "\n".join(lines)
 
 
-def units_of(kernels):
-    """Translation unit name -> its kernels, in registry order."""
+def units_of(kernels, together=False):
+    """Translation unit name -> its kernels, in registry order. Together: a unit per architecture."""
     units = {}
     for kernel in kernels:
-        units.setdefault(kernel.unit, []).append(kernel)
+        name = f"sm{kernel.arch}_kernels" if together else kernel.unit
+        units.setdefault(name, []).append(kernel)
     return units
 
 
@@ -529,8 +530,8 @@ def write_tree(directory, files):
     return written, deleted
 
 
-def generated_files(manifest, kernels, with_headers, search):
-    units = units_of(kernels)
+def generated_files(manifest, kernels, with_headers, search, together=False):
+    units = units_of(kernels, together)
     files = {f"{name}.cu": unit_source(members, manifest.epilogues)
              for name, members in units.items()}
     files["registry.cpp"] = registry_source(kernels)
@@ -551,8 +552,8 @@ UNIT_CPU_S = 2.2
 REGISTRY_CPU_S = 2.0
 
 
-def print_cost(kernels, out):
-    units = units_of(kernels)
+def print_cost(kernels, out, together=False):
+    units = units_of(kernels, together)
     total = REGISTRY_CPU_S
     for name, members in units.items():
         cpu_s = UNIT_CPU_S + sum(kernel.build_cpu_s() for kernel in members)
@@ -615,6 +616,9 @@ def parse_options(arguments):
                                  f"one of these, e.g. {example}")
     parser.add_argument("--no-headers", action="store_true",
                         help="don't copy headers to DIR/include: the caller has them already")
+    parser.add_argument("--together", action="store_true",
+                        help="one unit per architecture: for a few kernels, which compile in less "
+                             "time than the headers of a unit for each family")
     parser.add_argument("--list", action="store_true",
                         help="print every configuration id, one a line, and write nothing")
     parser.add_argument("--table", action="store_true",
@@ -640,12 +644,13 @@ def main(arguments=None):
         if options.table:
             print_table(kernels, sys.stdout)
         if options.dry_run:
-            print_cost(kernels, sys.stdout)
+            print_cost(kernels, sys.stdout, options.together)
         if options.list or options.table or options.dry_run:
             return 0
         search = [ROOT / "kernels", ROOT / "include"]
         search += [path.resolve().parent for path in (options.manifest, *options.extra_manifest)]
-        files = generated_files(manifest, kernels, not options.no_headers, search)
+        files = generated_files(manifest, kernels, not options.no_headers, search,
+                                options.together)
         written, deleted = write_tree(options.output, files)
     except ManifestError as error:
         print(f"generate_kernels: {error}", file=sys.stderr)

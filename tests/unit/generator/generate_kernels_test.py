@@ -3,6 +3,7 @@
 
 import contextlib
 import io
+import json
 import os
 import pathlib
 import random
@@ -92,6 +93,18 @@ class Output(InScratch):
         changed = {name for name in after if after[name] != before.get(name)}
         self.assertEqual(changed, {"registry.cpp"})
         self.assertIn(r'"a \"better\" reason"', (self.out / "registry.cpp").read_text())
+
+    def test_together_is_one_unit_with_the_same_kernels(self):
+        self.generate()
+        ids = sorted(k["id"] for unit in json.loads((self.out / "units.json").read_text()).values()
+                     for k in unit)
+        registry = (self.out / "registry.cpp").read_text()
+        self.generate("--together")
+        units = json.loads((self.out / "units.json").read_text())
+        self.assertEqual(list(units), ["sm90_kernels"])
+        self.assertEqual(sorted(k["id"] for k in units["sm90_kernels"]), ids)
+        self.assertEqual([file.name for file in self.out.glob("*.cu")], ["sm90_kernels.cu"])
+        self.assertEqual((self.out / "registry.cpp").read_text(), registry)
 
     def test_leftovers_go_and_foreign_files_stay(self):
         self.generate()
