@@ -188,7 +188,8 @@ constexpr int streaming_warps(const KernelConfig& c) { return 4 * c.consumer_war
 /// CTAs per SM that the register cap leaves room for: the launch's own and as many of the next
 /// one's, unless their sums, the warps or the scales of fine groups need the registers.
 constexpr int streaming_resident_ctas(const KernelConfig& c) {
-  const bool narrow = c.tile_n * c.tile_m < 1024 && !(c.fine_groups && c.tile_m > 8);
+  const int sums = c.quant == Quant::column ? 768 : 1024;
+  const bool narrow = c.tile_n * c.tile_m < sums && !(c.fine_groups && c.tile_m > 8);
   return c.consumer_warpgroups <= 2 && narrow ? 2 * c.ctas_per_sm : c.ctas_per_sm;
 }
 constexpr int streaming_threads(const KernelConfig& c) { return streaming_warps(c) * kWarpSize; }

@@ -106,7 +106,7 @@ class Kernel:
     @property
     def resident_ctas(self):
         """CTAs per SM that the launch bounds ask for."""
-        narrow = (self.tile_n * self.tile_m < 1024
+        narrow = (self.tile_n * self.tile_m < (768 if self.quant == "c" else 1024)
                   and not (self.quant.startswith("f") and self.tile_m > 8))
         shares = self.schedule == "stream" and self.consumer_warpgroups <= 2 and narrow
         return self.ctas_per_sm * (2 if shares else 1)

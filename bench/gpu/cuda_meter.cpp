@@ -12,7 +12,9 @@ namespace {
 
 Protocol protocol_of(double effort) {
   if (effort >= 1) return {};
-  if (effort >= 0.5) return {.graph_us = 2000, .warmups = 1, .replays = 5};
+  if (effort >= 0.5) {
+    return {.graph_us = 2000, .warmups = 1, .replays = 5, .settle = std::chrono::milliseconds(20)};
+  }
   return kScreening;
 }
 

@@ -29,14 +29,25 @@ if [ -z "$sanitizer" ]; then
 else
   # Each piece of memory an allocation of its own, so that memcheck and initcheck see its bounds.
   # initcheck must see every kernel: to it, what an unwatched kernel wrote is uninitialized.
+  # The test has eight shares, which run side by side: a sanitizer keeps one core busy, not the GPU.
+  shards=$(($(nproc) < 16 ? 4 : 8))
   for tool in memcheck racecheck synccheck initcheck; do
     echo "run.sh: compute-sanitizer $tool"
     watched=(--kernel-regex kns=gemm_)
     [ "$tool" = initcheck ] && watched=()
-    "$sanitizer" --tool "$tool" --error-exitcode 9 "${watched[@]}" \
-      "$program" --exact-allocations --gtest_filter='Sanitizer.*' \
-      >"$out/sanitizer-$tool.log" 2>&1 || failed=1
-    grep -E "ERROR SUMMARY|RACECHECK SUMMARY" "$out/sanitizer-$tool.log" || tail -n 2 "$out/sanitizer-$tool.log"
+    pids=()
+    for ((shard = 0; shard < shards; ++shard)); do
+      GTEST_TOTAL_SHARDS=$shards GTEST_SHARD_INDEX=$shard \
+        "$sanitizer" --tool "$tool" --error-exitcode 9 "${watched[@]}" \
+        "$program" --exact-allocations --gtest_filter='*Sanitizer.*' \
+        >"$out/sanitizer-$tool-$shard.log" 2>&1 &
+      pids+=($!)
+    done
+    for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+    cat "$out/sanitizer-$tool"-*.log >"$out/sanitizer-$tool.log"
+    rm -f "$out/sanitizer-$tool"-*.log
+    grep -hE "ERROR SUMMARY|RACECHECK SUMMARY" "$out/sanitizer-$tool.log" | sort | uniq -c
+    grep -hcE "\[       OK \].*Sanitizer" "$out/sanitizer-$tool.log" | sed 's/$/ shares passed/'
   done
 fi
 [ "$failed" = 0 ] && echo "run.sh: all passed" || echo "run.sh: FAILED, see $out"

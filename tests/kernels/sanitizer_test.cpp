@@ -9,14 +9,23 @@
 namespace mixgemm::gpu_test {
 namespace {
 
-TEST(Sanitizer, OneOfEachKind) {
+// Every kShares-th kernel of the list: a sanitizer is slow, and tests can run side by side
+// (GTEST_TOTAL_SHARDS).
+constexpr int kShares = 8;
+
+class Sanitizer : public testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Share, Sanitizer, testing::Range(0, kShares));
+
+TEST_P(Sanitizer, OneOfEachKind) {
   MIXGEMM_NEED_DEVICE();
   Session& session = Session::instance();
   session.arena->reset();
   Runner runner(*session.arena, session.stream, 150 * 400, std::size_t{64} << 20);
   const std::size_t mark = session.arena->mark();
+  int number = 0;
   for (const int m : {5, 130}) {
     for (const SomeKernel& kernel : some_kernels(m, 512)) {
+      if (number++ % kShares != GetParam()) continue;
       const TestWeight weight(*session.arena, 300, 520, kernel.spec, 3, session.stream);
       const TestInputs in(*session.arena, weight, m, kernel.act, 4, session.stream);
       TestRun run;
