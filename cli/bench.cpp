@@ -22,7 +22,7 @@ struct BenchOptions {
   std::vector<std::string> layers;
   std::vector<std::string> acts = {"fp16"};
   QuantSpec spec;
-  Device device = Device::cpu;
+  std::optional<Device> device;
   std::string pdl = "on";
   bool no_baselines = false;
   std::string output;
@@ -132,13 +132,13 @@ int run_bench(BenchOptions options) {
     if (options.json) print(line + "\n");
     rows.push_back(row);
   };
-  const bench::Summary summary =
-      (options.device == Device::cuda ? bench::run_cuda(wanted, callbacks)
-                                      : bench::run_cpu(wanted, callbacks))
-          .value();
+  const Device device = device_or_default(options.device);
+  const bench::Summary summary = (device == Device::cuda ? bench::run_cuda(wanted, callbacks)
+                                                         : bench::run_cpu(wanted, callbacks))
+                                     .value();
   progress.clear();
   if (!options.json) {
-    print(options.device == Device::cuda ? bench::format_table(rows) : cpu_table(rows));
+    print(device == Device::cuda ? bench::format_table(rows) : cpu_table(rows));
   }
   if (summary.failed == 0) return options.compare.empty() ? kExitOk : compare(options, rows);
   throw Error(StatusCode::internal,

@@ -14,6 +14,7 @@
 #include <cstring>
 #include <map>
 
+#include "mixgemm/gemm.hpp"
 #include "mixgemm/tuning.hpp"
 #include "util/half.hpp"
 #include "util/parallel.hpp"
@@ -154,13 +155,13 @@ void Command::act(std::optional<DataType>& target, const std::string& help) {
       ->check(CLI::IsMember({"fp16", "f16", "bf16"}));
 }
 
-void Command::device(Device& target) {
+void Command::device(std::optional<Device>& target) {
   app_->add_option_function<std::string>(
           "--device",
           [&target](const std::string& name) {
             target = name == "cuda" ? Device::cuda : Device::cpu;
           },
-          "Where to multiply: cpu or cuda [cpu]")
+          "Where to multiply: cpu or cuda [cuda where a GPU can run the kernels]")
       ->check(CLI::IsMember({"cpu", "cuda"}));
 }
 
@@ -364,6 +365,15 @@ std::vector<float> to_f32(const TensorView& tensor, DataType type) {
     for (std::int64_t i = begin; i < end; ++i) values[i] = f32_from_bits(bits[i], type);
   });
   return values;
+}
+
+Device device_or_default(const std::optional<Device>& asked) {
+  if (asked) return *asked;
+  const auto all = devices();
+  const bool gpu = std::any_of(all.begin(), all.end(), [](const DeviceInfo& device) {
+    return device.device == Device::cuda && device.usable;
+  });
+  return gpu ? Device::cuda : Device::cpu;
 }
 
 }  // namespace mixgemm::cli

@@ -83,7 +83,8 @@ class Command {
   void threads(int& target);
   void quant_spec(QuantSpec& target);
   void act(std::optional<DataType>& target, const std::string& help);
-  void device(Device& target);
+  /// Unset where not given: device_or_default() decides then.
+  void device(std::optional<Device>& target);
   /// --tuning, in force once the command runs: the syntax of MIXGEMM_TUNING.
   void tuning();
 
@@ -189,5 +190,8 @@ Result<PackedWeight> find_layer(const PackedCheckpoint& checkpoint, const std::s
 double relative_error(const std::vector<float>& a, const std::vector<float>& b);
 /// A dense tensor's elements as fp32. type: f16, bf16 or f32.
 std::vector<float> to_f32(const TensorView& tensor, DataType type);
+
+/// The device asked for; else the first GPU where it can run kernels, else the CPU.
+Device device_or_default(const std::optional<Device>& asked);
 
 }  // namespace mixgemm::cli

@@ -77,7 +77,8 @@ Layer prepare(const PackedCheckpoint& checkpoint, const SafetensorsFile& source,
   const DataType act = options.act_for(info.spec);
   PlanOptions plan_options;
   plan_options.num_threads = options.num_threads;
-  layer.product = std::make_unique<Product>(packed, options.m, act, Device::cpu, plan_options);
+  layer.product = std::make_unique<Product>(packed, options.m, act,
+                                            device_for(packed, options, act), plan_options);
   layer.x = bench::random_activations(options.m * info.k, act, seed);
   layer.x_f32.resize(layer.x.size());
   for (std::size_t i = 0; i < layer.x.size(); ++i) {
@@ -172,6 +173,7 @@ int run_compare(const CompareOptions& options) {
     row["n"] = layer.info.n;
     row["k"] = layer.info.k;
     row["kernel"] = layer.product->plan().kernel_id();
+    row["device"] = to_string(layer.product->problem().device);
     row.update(to_json(layer.info.spec));
     rows.push_back(row);
     const double count = static_cast<double>(layer.info.n) * static_cast<double>(layer.info.k);
@@ -207,7 +209,7 @@ int run_compare(const CompareOptions& options) {
 void register_compare(CLI::App& app, Selected& selected) {
   auto options = std::make_shared<CompareOptions>();
   Command command(app, selected, "compare",
-                  "Errors and CPU times of every packed layer beside the dense checkpoint");
+                  "Errors and times of every packed layer beside the dense checkpoint");
   add_product_options(command, *options, 65536, Command::Need::optional);
   command.text("--against", options->against, "The dense checkpoint it was made from",
                Command::Need::required);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <memory>
+#include <optional>
 
 #include "command.hpp"
 #include "mixgemm/gemm.hpp"
@@ -14,6 +15,7 @@ namespace {
 
 struct ExplainOptions {
   Problem problem;
+  std::optional<Device> device;
   std::optional<DataType> act;
   bool all = false;
   bool json = false;
@@ -23,6 +25,7 @@ int run_explain(ExplainOptions options) {
   Problem& problem = options.problem;
   problem.act = options.act.value_or(DataType::f16);
   problem.weight.scale_type = problem.act;
+  problem.device = device_or_default(options.device);
   const Plan chosen = plan(problem).value();
   constexpr std::size_t kSome = 12, kAll = 4096;
   const auto candidates = plan_candidates(problem, options.all ? kAll : kSome).value();
@@ -72,7 +75,7 @@ void register_explain(CLI::App& app, Selected& selected) {
   command.integer("--k", options->problem.k, 1, kMost, "Reduction", Command::Need::required);
   command.act(options->act, "Format of X and Y: fp16 or bf16 [fp16]");
   command.quant_spec(options->problem.weight);
-  command.device(options->problem.device);
+  command.device(options->device);
   command.flag("--batch-invariant", options->problem.batch_invariant,
                "A row of X must give the same bits of Y for every M");
   command.flag("--all", options->all, "Every candidate, not only the best");

@@ -55,8 +55,15 @@ void add_product_options(Command& command, ProductOptions& options, std::int64_t
   command.operand("file", options.file, "A packed checkpoint");
   command.integer("--m", options.m, 1, max_m, "Tokens: rows of X and Y", need_m);
   command.act(options.act, "Format of X and Y: fp16 or bf16 [that of the layer's scales]");
+  command.device(options.device);
   command.threads(options.num_threads);
   command.json(options.json);
+}
+
+Device device_for(const PackedWeight& weight, const ProductOptions& options, DataType act) {
+  const Device device = device_or_default(options.device);
+  if (options.device || device == Device::cpu) return device;
+  return plan(problem_of(weight, options.m, act, device)) ? device : Device::cpu;
 }
 
 Buffer::Buffer(Device device, std::size_t bytes) : device_(device) {

@@ -20,6 +20,7 @@ struct ProductOptions {
   std::string file;
   std::int64_t m = 1;
   std::optional<DataType> act;
+  std::optional<Device> device;
   int num_threads = 0;
   bool json = false;
 
@@ -29,6 +30,10 @@ struct ProductOptions {
 /// Adds the options to a command; M is at most max_m.
 void add_product_options(Command& command, ProductOptions& options, std::int64_t max_m,
                          Command::Need need_m);
+
+/// Where a layer is multiplied: as asked; else on the GPU, unless there is none or this build lacks
+/// a kernel for the layer, then on the CPU.
+Device device_for(const PackedWeight& weight, const ProductOptions& options, DataType act);
 
 /// Bytes on a device, aligned to 256, freed with the object. Failures throw mixgemm::Error.
 class Buffer {

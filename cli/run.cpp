@@ -17,7 +17,6 @@ struct RunOptions : ProductOptions {
   std::string layer;
   std::string x;
   std::string output;
-  Device device = Device::cpu;
   std::string kernel;
   std::int64_t seed = 0;
   bool check = false;
@@ -96,7 +95,9 @@ int run_run(const RunOptions& options) {
   PlanOptions plan_options;
   plan_options.kernel = options.kernel;
   plan_options.num_threads = options.num_threads;
-  Product product(weight, options.m, act, options.device, plan_options);
+  const Device device =
+      options.kernel.empty() ? device_for(weight, options, act) : device_or_default(options.device);
+  Product product(weight, options.m, act, device, plan_options);
 
   const auto x = options.x.empty()
                      ? bench::random_activations(options.m * weight.view().k, act,
@@ -115,7 +116,7 @@ int run_run(const RunOptions& options) {
                  {"n", problem.n},
                  {"k", problem.k},
                  {"act", act_name(act)},
-                 {"device", to_string(options.device)},
+                 {"device", to_string(device)},
                  {"kernel", product.plan().kernel_id()},
                  {"config", product.plan().config_id()},
                  {"workspace_bytes", product.plan().workspace_bytes()},
@@ -160,7 +161,6 @@ void register_run(CLI::App& app, Selected& selected) {
                "X as a safetensors file: its tensor x, or its only one, of shape [M, K] [standard "
                "normal values]");
   command.text("-o,--output", options->output, "Write Y as the tensor y of this file");
-  command.device(options->device);
   command.text("--kernel", options->kernel,
                "A kernel or configuration id instead of the plan's choice");
   command.integer("--seed", options->seed, 0, 2147483647, "Seed of X where no --x is given");

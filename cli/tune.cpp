@@ -16,6 +16,7 @@ namespace {
 
 struct TuneOptions {
   bench::TuneRun run;
+  std::optional<Device> device;
   std::string shapes, model;
   std::vector<std::string> layers;
   std::vector<std::string> acts = {"fp16"};
@@ -79,6 +80,7 @@ int run_tune(TuneOptions options) {
   bench::TuneRun& run = options.run;
   run.layers = layers_of(options);
   run.acts = parse_acts(options.acts);
+  run.device = device_or_default(options.device);
   run.pdl = options.pdl == "on";
   if (options.seconds) run.seconds = *options.seconds;
   if (run.tokens.empty()) {
@@ -149,7 +151,7 @@ void register_tune(CLI::App& app, Selected& selected) {
                    "Tokens, e.g. 1,16,512 [cuda: 1,2,4, … 2048; cpu: 1,8,32,64,128,256,512]");
   command.texts("--act", options->acts, "Activation types: fp16, bf16 or both [fp16]");
   command.quant_spec(options->spec);
-  command.device(options->run.device);
+  command.device(options->device);
   command.choice("--pdl", options->pdl, {"on", "off"},
                  "cuda: programmatic dependent launch, on or off [on]");
   command.real("--seconds", options->seconds, "Time for one layer and M [2.5]");
