@@ -12,24 +12,25 @@ namespace mixgemm::select {
 namespace {
 
 // Rates of the physics (docs/architecture.md, "What the hardware allows"), moved within what is
-// plausible to where the model's picks are fastest: fitted to 6,100 timings of 96 problems, f16 x
-// int4 g128, M = 1 .. 4096, on an H100. Clocks are the SM's.
-constexpr double kL2BytesPerClk = 48.1;         // bulk copies from L2, per SM
-constexpr double kMulticastBytesPerClk = 47.7;  // delivered to an SM where a cluster shares a read
-constexpr double kStageLatencyClks = 2060;      // from issuing a copy to its bytes, under load
-constexpr double kMulticastFactor = 1.08;       // CTAs that multicast run in lockstep
-constexpr double kOutOfStepFactor = 1.05;       // stream_k: CTAs at different k share less in L2
-constexpr double kStageClks = 34.4;             // barrier and pointer work per ring stage
-constexpr double kStoreBytesPerClk = 50.6;      // output tiles, per SM
-constexpr double kPartialBytesPerClk = 59;      // fp32 partial tiles through L2, per SM
-constexpr double kExchangeBytesPerClk = 55.1;   // the same through distributed shared memory
-constexpr double kEpilogueClks = 961;           // barriers and latency of an epilogue
-constexpr double kClusterSumClks = 3290;        // two cluster barriers
-constexpr double kWorkspaceSumClks = 1230;      // flag written, seen, and the partial read back
+// plausible to where the model's picks are fastest: the streaming kernel's fitted to 6,100 timings
+// of 96 problems, the tiled kernel's to 702 (taken from rest) of 120, f16 x int4 g128, M = 1 ..
+// 8192, on an H100. Clocks are the SM's.
+constexpr double kL2BytesPerClk = 70;          // from L2, per SM, where CTAs in step share reads
+constexpr double kMulticastBytesPerClk = 102;  // delivered to an SM where a cluster shares a read
+constexpr double kStageLatencyClks = 2332;     // from issuing a copy to its bytes, under load
+constexpr double kMulticastFactor = 1;         // CTAs that multicast run in lockstep
+constexpr double kOutOfStepFactor = 1.48;      // stream_k: CTAs at different k share no reads
+constexpr double kStageClks = 42.4;            // barrier and pointer work per ring stage
+constexpr double kStoreBytesPerClk = 100;      // output tiles, per SM
+constexpr double kPartialBytesPerClk = 115;    // fp32 partial tiles through L2, per SM
+constexpr double kExchangeBytesPerClk = 64;    // the same through distributed shared memory
+constexpr double kEpilogueClks = 1493;         // barriers and latency of an epilogue
+constexpr double kClusterSumClks = 7111;       // two cluster barriers
+constexpr double kWorkspaceSumClks = 4294;     // flag written, seen, and the partial read back
 // What a tiled kernel makes of HBM next to one that only reads (drafts at M = 16).
-constexpr double kTiledHbmInefficiency = 1.37;
-constexpr double kSharedFixedUs = 2.41;  // where the next launch's CTAs fit beside this one's
-constexpr double kFixedUs = 1.5;         // launch, prologue, tensor-map fetch, first bytes
+constexpr double kTiledHbmInefficiency = 1.08;
+constexpr double kSharedFixedUs = 2.71;  // where the next launch's CTAs fit beside this one's
+constexpr double kFixedUs = 1;           // launch, prologue, tensor-map fetch, first bytes
 
 // The streaming kernel. A warp waits for its data and for its own chain of MMAs far more than for
 // issue slots, so what counts is how long a warp takes for its share, in clocks.
@@ -53,11 +54,11 @@ constexpr double kStreamingOverlap = 0.13;        // of the lesser of stream and
 // its MMA takes tile_m/2 clocks.
 constexpr double kMmaEfficiency = 0.99;
 /// Clocks from a step's codes to its fragments for one warpgroup: hidden only by other warpgroups.
-constexpr double kDequantLatencyClks = 72.5;
+constexpr double kDequantLatencyClks = 68.3;
 /// Clocks of issue slots that a step takes.
-constexpr double kDequantIssueClks = 28.8;
+constexpr double kDequantIssueClks = 31.9;
 /// The share of dequantization that the MMAs don't hide.
-constexpr double kDequantExposed = 0.283;
+constexpr double kDequantExposed = 0.207;
 
 /// Relative cost of dequantization: measured for f16 and bf16 int4, counted in instructions for the
 /// others.
@@ -212,8 +213,12 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   const double read = cost.x_bytes / l.cluster_n + cost.w_bytes / l.cluster_m;
   const double delivered = cost.x_bytes + cost.w_bytes;
   const double tiles_at_once = cost.tiles_at_once;
-  const double l2 =
-      std::max(read / kL2BytesPerClk, delivered / kMulticastBytesPerClk) * per_sm * tiles_at_once;
+  // CTAs in step ask for the same stages at the same time, which then leave L2 once; at different k
+  // they don't.
+  const bool out_of_step = g.stream_tiles > 0 && l.split_k == 1 && g.tiles_m > 1;
+  const double l2 = std::max(read / kL2BytesPerClk * (out_of_step ? kOutOfStepFactor : 1),
+                             delivered / kMulticastBytesPerClk) *
+                    per_sm * tiles_at_once;
   const double latency = kStageLatencyClks / l.stages * tiles_at_once;
   const double worst = std::max({math, l2, latency});
   double stage_clks = worst + 0.15 * (math + l2 + latency - worst) + kStageClks;
@@ -251,7 +256,6 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
     epilogues = c.schedule == Schedule::pingpong ? 1 : waves;
   }
   stages += 1;  // fill
-  if (g.stream_tiles > 0 && l.split_k == 1 && g.tiles_m > 1) stage_clks *= kOutOfStepFactor;
 
   Estimate e;
   e.fixed_us = c.ctas_per_sm == 2 ? kSharedFixedUs : kFixedUs;
