@@ -10,11 +10,15 @@ launch queue never fills, and takes the median over --rounds rounds of the time 
     torch_linear      an fp16 nn.Linear of the same shape, for comparison
     mixgemm_linear    mixgemm.torch.Linear, the output's allocation included
     mixgemm_op        torch.ops.mixgemm.linear, through PyTorch's dispatcher
+    mixgemm_matmul    mixgemm.matmul with a tensor, the output's allocation included
+    matmul_out        the same with `out` given
     bound_run         the extension's own call, by address: the C++ call and the binding
+    module_call       a module that does nothing, for the part of nn.Module
     allocation        torch.empty of the output
     cpp_run           Plan::run in C++, as `mixgemm bench --mode host-cost` has it (--mixgemm)
 
-`overhead_us` is mixgemm_linear less cpp_run where that was measured, else less bound_run.
+`overhead_us` is mixgemm_linear less cpp_run where that was measured, else less bound_run;
+`matmul_overhead_us` is the same of mixgemm_matmul.
 """
 
 import argparse
@@ -71,12 +75,14 @@ def main():
     n, k = (4096, 4096) if device == "cuda" else (16, 64)
     dense = torch.nn.Linear(k, n, bias=False, dtype=torch.float16, device=device)
     layer = mixgemm.torch.Linear.from_linear(dense, search_clip=False)
+    packed = mixgemm.quantize_packed(dense.weight.detach().cpu(), search_clip=False).to(device)
+    nothing = torch.nn.Identity()
     cpp_us = cpp_run_us(args.mixgemm) if args.mixgemm and device == "cuda" else None
     rows = []
     for m in (1, 16):
         x = torch.randn(m, k, dtype=torch.float16, device=device)
         y = layer(x)
-        bound = layer._bound[0]
+        bound = layer._bound
         stream = _ops._raw_stream(x.device.index) if device == "cuda" else 0
         memory = torch.empty(64 << 20, dtype=torch.uint8, device=device)
         allocate = lambda size: (memory, memory.data_ptr())  # noqa: E731
@@ -87,12 +93,17 @@ def main():
             ("torch_linear", lambda: dense(x)),
             ("mixgemm_linear", lambda: layer(x)),
             ("mixgemm_op", lambda: torch.ops.mixgemm.linear(*operands)),
+            ("mixgemm_matmul", lambda: mixgemm.matmul(x, packed)),
+            ("matmul_out", lambda: mixgemm.matmul(x, packed, out=y)),
+            ("module_call", lambda: nothing(x)),
             ("bound_run", lambda: bound.run(*pointers)),
             ("allocation", lambda: torch.empty((m, n), dtype=torch.float16, device=x.device)))}
         row = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "m": m, "n": n,
                "k": k, **{f"{name}_us": round(us, 3) for name, us in found.items()},
                "cpp_run_us": cpp_us,
                "overhead_us": round(found["mixgemm_linear"] - (cpp_us or found["bound_run"]), 3),
+               "matmul_overhead_us": round(
+                   found["mixgemm_matmul"] - (cpp_us or found["bound_run"]), 3),
                "commit": args.commit, "torch": torch.__version__,
                "python": sys.version.split()[0]}
         rows.append(row)

@@ -6,6 +6,7 @@ Reading and writing an array's memory goes through DLPack and is the same for al
 
 from __future__ import annotations
 
+import functools
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Callable, Tuple
@@ -49,6 +50,10 @@ class NumPy:
         return out
 
     @staticmethod
+    def check(name: str, array: Any) -> None:
+        """Refuses what DLPack would hand over as something else."""
+
+    @staticmethod
     def on_device(ordinal: int | None) -> AbstractContextManager[Any]:
         """Makes the arrays' device the library's current one: PyTorch exports no other's arrays."""
         return nullcontext()
@@ -69,10 +74,51 @@ class NumPy:
         return refuse
 
 
+@functools.lru_cache(maxsize=None)
+def torch_empty(device: Any) -> Callable[[Any, Any, Any], Any]:
+    """empty(shape, strides, dtype) → a tensor on the device, or on the current device of its type:
+    the caller looks. Without PyTorch's dispatcher where that is possible, in a third of the time."""
+    torch = sys.modules["torch"]
+    guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+    short_way = getattr(guards, f"_empty_strided_{device.type}", None)
+    if short_way is not None:
+        return short_way
+    return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype,
+                                                             device=device)
+
+
+@functools.lru_cache(maxsize=None)
+def torch_scratch(ordinal: int) -> Callable[[int], tuple[Any, int]]:
+    """allocate(bytes) → (tensor, address) on a CUDA device, for the current stream: PyTorch's
+    allocator knows it, so a captured graph keeps the memory."""
+    torch = sys.modules["torch"]
+    device = torch.device("cuda", ordinal)
+    empty = torch_empty(device)
+
+    def allocate(num_bytes: int) -> tuple[Any, int]:
+        memory = empty((num_bytes,), (1,), torch.uint8)
+        if memory.get_device() != ordinal:
+            memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        return memory, memory.data_ptr()
+    return allocate
+
+
+@functools.lru_cache(maxsize=None)
+def torch_memory(device: Any) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    """torch_empty, and torch_scratch or None, of a device."""
+    return torch_empty(device), torch_scratch(device.index) if device.type == "cuda" else None
+
+
 class Torch(NumPy):
     @staticmethod
     def empty(shape: tuple[int, ...], like: Any) -> Any:
         return like.new_empty(shape)
+
+    @staticmethod
+    def check(name: str, array: Any) -> None:
+        if array.is_neg():
+            raise InvalidArgumentError(f"{name} must not be a view that stands for its memory "
+                                       "negated; call resolve_neg()")
 
     @staticmethod
     def on_device(ordinal: int | None) -> AbstractContextManager[Any]:
@@ -89,8 +135,7 @@ class Torch(NumPy):
         def allocate(num_bytes: int) -> tuple[Any, int]:
             with (nullcontext() if stream is None
                   else torch.cuda.stream(torch.cuda.ExternalStream(stream, array.device))):
-                memory = array.new_empty(num_bytes, dtype=torch.uint8)
-            return memory, memory.data_ptr()
+                return torch_scratch(array.get_device())(num_bytes)
         return allocate
 
 
@@ -161,17 +206,21 @@ class _Writable:
         return self.array.__dlpack__(stream=stream)  # the protocol before it had the flag
 
 
-def framework_of(array: Any) -> type[NumPy]:
-    """The library that an array belongs to, by its type's module; NumPy for any other."""
-    root = type(array).__module__.partition(".")[0]
-    if root == "torch" or ("torch" in sys.modules
-                           and isinstance(array, sys.modules["torch"].Tensor)):
+@functools.lru_cache(maxsize=64)
+def _framework_of_type(kind: type, has_torch: bool) -> type[NumPy]:
+    root = kind.__module__.partition(".")[0]
+    if root == "torch" or (has_torch and issubclass(kind, sys.modules["torch"].Tensor)):
         return Torch
     if root == "cupy":
         return CuPy
     if root in ("jax", "jaxlib"):
         return Jax
     return NumPy
+
+
+def framework_of(array: Any) -> type[NumPy]:
+    """The library that an array belongs to, by its type's module; NumPy for any other."""
+    return _framework_of_type(type(array), "torch" in sys.modules)
 
 
 def stream_handle(stream: Any, ordinal: int) -> int:

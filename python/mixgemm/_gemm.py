@@ -9,8 +9,11 @@ import numpy as np
 
 from . import _core
 from ._errors import InvalidArgumentError
-from ._frameworks import Jax, cuda_ordinal, framework_of, is_numpy_bf16, stream_handle
+from ._frameworks import (Jax, Torch, cuda_ordinal, framework_of, is_numpy_bf16, stream_handle,
+                          torch_memory)
 from ._weights import dtype_name
+
+_DEFAULTS = _core.Options("", 0, True, False)
 
 
 def _need_packed(packed: Any) -> None:
@@ -45,6 +48,17 @@ def matmul(x: Any, packed: _core.PackedWeight, bias: Any = None, epilogue: str |
     """
     _need_packed(packed)
     framework = framework_of(x)
+    options = _DEFAULTS
+    if kernel or num_threads or batch_invariant or not deterministic:
+        options = _core.Options(kernel, num_threads, deterministic, batch_invariant)
+    if framework is Torch and stream is None:
+        y = _core.matmul_here(x, packed, out, bias, residual, epilogue or "none", alpha, options,
+                              pdl, torch_memory)
+        if y is not None:
+            return y
+    for name, array in (("x", x), ("bias", bias), ("residual", residual), ("out", out)):
+        if array is not None:
+            framework_of(array).check(name, array)
     shape = getattr(x, "shape", None)
     if shape is None:
         raise TypeError(f"x must be an array; got {type(x).__name__}")
@@ -70,8 +84,7 @@ def matmul(x: Any, packed: _core.PackedWeight, bias: Any = None, epilogue: str |
     workspace = framework.workspace(x, None if stream is None else handle)
     with framework.on_device(ordinal):
         _core.matmul(arrays[0], packed, *arrays[1:], epilogue or "none", alpha, handle,
-                     workspace,
-                     _core.Options(kernel, num_threads, deterministic, batch_invariant), pdl, bf16)
+                     workspace, options, pdl, bf16)
     return framework.finish(out, ordinal, handle) if made else out
 
 

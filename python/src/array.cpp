@@ -16,21 +16,6 @@ constexpr int kCudaManaged = 13;
 
 bool is_cuda(int device_type) { return device_type == kCuda || device_type == kCudaManaged; }
 
-std::string dtype_text(nb::dlpack::dtype type) {
-  using Code = nb::dlpack::dtype_code;
-  const auto code = static_cast<Code>(type.code);
-  const char* kind = code == Code::Int      ? "int"
-                     : code == Code::UInt   ? "uint"
-                     : code == Code::Float  ? "float"
-                     : code == Code::Bfloat ? "bfloat"
-                     : code == Code::Bool   ? "bool"
-                                            : nullptr;
-  if (kind == nullptr || type.lanes != 1) {
-    return cat("DLPack type (", int{type.code}, ", ", int{type.bits}, ", ", type.lanes, ")");
-  }
-  return code == Code::Bool ? kind : kind + std::to_string(int{type.bits});
-}
-
 nb::dlpack::dtype dtype_from_text(std::string_view text) {
   using Code = nb::dlpack::dtype_code;
   const auto make = [](Code code, int bits) {
@@ -73,6 +58,21 @@ nb::object capsule_of(nb::handle object, const char* name, bool cuda, StreamNumb
 }
 
 }  // namespace
+
+std::string dtype_text(nb::dlpack::dtype type) {
+  using Code = nb::dlpack::dtype_code;
+  const auto code = static_cast<Code>(type.code);
+  const char* kind = code == Code::Int      ? "int"
+                     : code == Code::UInt   ? "uint"
+                     : code == Code::Float  ? "float"
+                     : code == Code::Bfloat ? "bfloat"
+                     : code == Code::Bool   ? "bool"
+                                            : nullptr;
+  if (kind == nullptr || type.lanes != 1) {
+    return cat("DLPack type (", int{type.code}, ", ", int{type.bits}, ", ", type.lanes, ")");
+  }
+  return code == Code::Bool ? kind : kind + std::to_string(int{type.bits});
+}
 
 Array take_array(nb::handle object, const char* name, StreamNumber stream, bool writable) {
   nb::object source = nb::borrow(object);

@@ -44,10 +44,11 @@ struct Place {
   }
 };
 
-/// An array taken in. Keeps the memory alive as long as it lives, also while the GIL is released.
+/// An array taken in. One that came through __dlpack__ keeps the memory alive as long as it lives,
+/// also while the GIL is released.
 struct Array {
-  std::string_view name;  ///< the argument's
-  nb::ndarray<nb::ro> handle;
+  std::string_view name;       ///< the argument's
+  nb::ndarray<nb::ro> handle;  ///< empty where the caller's reference keeps the memory
   void* data = nullptr;
   Place place;
   std::string dtype;                 ///< "float16", "bfloat16", "uint8", ...
@@ -63,6 +64,9 @@ using StreamNumber = std::int64_t;
 /// TypeError for anything else, and where the producer refuses (a tensor that requires grad, a
 /// read-only array asked for writing), with the producer's words.
 Array take_array(nb::handle object, const char* name, StreamNumber stream, bool writable = false);
+
+/// "float16", "uint8"; for what has no such name, DLPack's numbers.
+std::string dtype_text(nb::dlpack::dtype type);
 
 /// Refuses an array whose dtype isn't f16, bf16 or (where allowed) f32.
 DataType float_type(const Array& array, bool allow_f32);

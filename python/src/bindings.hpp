@@ -15,9 +15,11 @@ struct PlacedWeight {
   const PackedView& view() const { return weight.view(); }
 };
 
-void bind_weight(nb::module_& m);      // weight.cpp
-void bind_gemm(nb::module_& m);        // gemm.cpp
-void bind_checkpoint(nb::module_& m);  // checkpoint.cpp
-void bind_tuning(nb::module_& m);      // tuning.cpp
+void bind_weight(nb::module_& m);        // weight.cpp
+void bind_gemm(nb::module_& m);          // gemm.cpp
+void bind_bound_weight(nb::module_& m);  // bound_weight.cpp
+void bind_torch_calls(nb::module_& m);   // torch_calls.cpp
+void bind_checkpoint(nb::module_& m);    // checkpoint.cpp
+void bind_tuning(nb::module_& m);        // tuning.cpp
 
 }  // namespace mixgemm::python

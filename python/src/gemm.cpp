@@ -12,76 +12,16 @@
 #include <utility>
 
 #include "bindings.hpp"
-#include "cuda_device.hpp"
-#include "mixgemm/gemm.hpp"
+#include "exchange.hpp"
+#include "product.hpp"
 
 namespace mixgemm::python {
 namespace {
-
-constexpr std::size_t kWorkspaceAlignment = 256;
 
 /// A plan and the device it was made for.
 struct PlacedPlan {
   Plan plan;
   Place place;
-};
-
-/// How a product is to be computed, besides its operands.
-struct Options {
-  std::string kernel;
-  int num_threads = 0;
-  bool deterministic = true;
-  bool batch_invariant = false;
-};
-
-Plan make_plan(const PackedView& weight, Place place, std::int64_t m, DataType act,
-               const Epilogue& epilogue, const Options& options) {
-  Problem problem;
-  problem.m = m;
-  problem.n = weight.n;
-  problem.k = weight.k;
-  problem.act = act;
-  problem.weight = weight.spec;
-  problem.epilogue = epilogue;
-  problem.device = place.device;
-  problem.deterministic = options.deterministic;
-  problem.batch_invariant = options.batch_invariant;
-  if (weight.permutation != nullptr) problem.columns = ColumnOrder::permuted;
-  PlanOptions plan_options;
-  plan_options.kernel = options.kernel;
-  plan_options.num_threads = options.num_threads;
-  const DeviceGuard guard(place);
-  return plan(problem, plan_options).value();
-}
-
-/// Memory for partial sums. On the CPU it is ours; on a CUDA device it comes from the caller's
-/// framework, so that its allocator knows the stream that uses it and a captured graph keeps it.
-class Workspace {
- public:
-  /// allocate(bytes) → (whatever keeps the memory alive, its address).
-  Workspace(std::size_t bytes, Place place, const nb::object& allocate)
-      : bytes_((bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment) {
-    if (bytes_ == 0) return;
-    if (place.device == Device::cpu) {
-      owned_.reset(std::aligned_alloc(kWorkspaceAlignment, bytes_));
-      if (owned_ == nullptr) throw std::bad_alloc();
-      data_ = owned_.get();
-      return;
-    }
-    allocated_ = nb::cast<nb::tuple>(allocate(bytes_));
-    data_ = reinterpret_cast<void*>(nb::cast<std::uintptr_t>(allocated_[1]));
-  }
-  void* data() const { return data_; }
-  std::size_t bytes() const { return bytes_; }
-
- private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::size_t bytes_;
-  void* data_ = nullptr;
-  std::unique_ptr<void, Free> owned_;
-  nb::tuple allocated_;
 };
 
 /// Must lie where the others do; refuses by both names.
@@ -95,31 +35,40 @@ void check_dtype(const Array& array, const Array& x) {
   refuse(array.name, " must have x's dtype ", x.dtype, "; got ", array.dtype);
 }
 
-void py_matmul(nb::handle x_object, const PlacedWeight& weight, nb::handle out_object,
-               nb::handle bias_object, nb::handle residual_object, const std::string& activation,
-               float alpha, std::uintptr_t stream, nb::object allocate, Options options, bool pdl,
-               bool bf16_bits) {
+/// The operands of a product; bias and residual may be absent.
+struct Operands {
+  Array x, out;
+  std::optional<Array> bias, residual;
+};
+
+/// How a product's operands are combined.
+struct Terms {
+  Activation activation = Activation::none;
+  float alpha = 1.0f;
+  bool pdl = false;
+};
+
+std::vector<std::int64_t> output_shape(const Array& x, std::int64_t n) {
+  std::vector<std::int64_t> shape = x.shape;
+  if (!shape.empty()) shape.back() = n;
+  return shape;
+}
+
+/// Checks what only the operands can break, then multiplies.
+void multiply(const PlacedWeight& weight, const Operands& operands, DataType act,
+              const Terms& terms, const Options& options, void* stream, nb::handle allocate) {
   const PackedView& view = weight.view();
-  // DLPack has no number for stream 0: it spells the legacy default stream 1.
-  const StreamNumber number = stream == 0 ? 1 : static_cast<StreamNumber>(stream);
-  const Array x = take_array(x_object, "x", number);
+  const Array& x = operands.x;
+  const Array& out = operands.out;
   const Rows x_rows = as_rows(x, view.k, "K");
-  const auto check_16_bits = [&](const Array& array) {
-    if (array.dtype != "uint16") refuse(array.name, " must be bfloat16; got ", array.dtype);
-    return DataType::bf16;
-  };
-  const DataType act = bf16_bits ? check_16_bits(x) : float_type(x, false);
   if (!(x.place == weight.place)) {
     refuse("x must be where the packed weight is, on ", weight.place.name(), "; got ",
            x.place.name(),
            weight.place.device == Device::cpu ? " (to() copies a weight there)" : "");
   }
-
-  const Array out = take_array(out_object, "out", number, true);
   check_place(out, x);
   check_dtype(out, x);
-  std::vector<std::int64_t> out_shape = x.shape;
-  out_shape.back() = view.n;
+  const std::vector<std::int64_t> out_shape = output_shape(x, view.n);
   if (out.shape != out_shape) {
     refuse("out must have shape ", show_shape(out_shape), "; got ", show_shape(out.shape));
   }
@@ -127,10 +76,9 @@ void py_matmul(nb::handle x_object, const PlacedWeight& weight, nb::handle out_o
 
   RunArgs args;
   Epilogue epilogue;
-  epilogue.activation = parse_activation(activation);
-  Array bias;
-  if (!bias_object.is_none()) {
-    bias = take_array(bias_object, "bias", number);
+  epilogue.activation = terms.activation;
+  if (operands.bias) {
+    const Array& bias = *operands.bias;
     check_place(bias, x);
     check_dtype(bias, x);
     if (bias.shape != std::vector<std::int64_t>{view.n}) {
@@ -142,9 +90,8 @@ void py_matmul(nb::handle x_object, const PlacedWeight& weight, nb::handle out_o
     epilogue.bias = true;
     args.bias = bias.data;
   }
-  Array residual;
-  if (!residual_object.is_none()) {
-    residual = take_array(residual_object, "residual", number);
+  if (operands.residual) {
+    const Array& residual = *operands.residual;
     check_place(residual, x);
     check_dtype(residual, x);
     if (residual.shape != out_shape) {
@@ -157,6 +104,7 @@ void py_matmul(nb::handle x_object, const PlacedWeight& weight, nb::handle out_o
   }
   if (x_rows.rows == 0) return;
 
+  const DeviceGuard guard(x.place);
   const Plan chosen = make_plan(view, x.place, x_rows.rows, act, epilogue, options);
   const Workspace workspace(chosen.workspace_bytes(), x.place, allocate);
   args.x = x.data;
@@ -164,14 +112,68 @@ void py_matmul(nb::handle x_object, const PlacedWeight& weight, nb::handle out_o
   args.weight = view;
   args.y = out.data;
   args.ldy = out_rows.ld;
-  args.alpha = alpha;
+  args.alpha = terms.alpha;
   args.workspace = workspace.data();
   args.workspace_bytes = workspace.bytes();
-  args.stream = reinterpret_cast<void*>(stream);
-  args.pdl = pdl;
+  args.stream = stream;
+  args.pdl = terms.pdl;
   const nb::gil_scoped_release release;
-  const DeviceGuard guard(x.place);
   chosen.run(args).throw_if_error();
+}
+
+/// With arrays of any library, through DLPack.
+void py_matmul(nb::handle x, const PlacedWeight& weight, nb::handle out, nb::handle bias,
+               nb::handle residual, const std::string& activation, float alpha,
+               std::uintptr_t stream, nb::handle allocate, const Options& options, bool pdl,
+               bool bf16_bits) {
+  // DLPack has no number for stream 0: it spells the legacy default stream 1.
+  const StreamNumber number = stream == 0 ? 1 : static_cast<StreamNumber>(stream);
+  Operands operands;
+  operands.x = take_array(x, "x", number);
+  as_rows(operands.x, weight.view().k, "K");
+  if (bf16_bits && operands.x.dtype != "uint16") {
+    refuse("x must be bfloat16; got ", operands.x.dtype);
+  }
+  const DataType act = bf16_bits ? DataType::bf16 : float_type(operands.x, false);
+  operands.out = take_array(out, "out", number, true);
+  const Terms terms{parse_activation(activation), alpha, pdl};
+  if (!bias.is_none()) operands.bias = take_array(bias, "bias", number);
+  if (!residual.is_none()) operands.residual = take_array(residual, "residual", number);
+  multiply(weight, operands, act, terms, options, reinterpret_cast<void*>(stream), allocate);
+}
+
+/// The same on the current stream of x's library, with arrays whose type has DLPack's C exchange
+/// table and which no gradient is asked of. Returns `out`, made here where it is None.
+/// memory(device) → (empty(shape, strides, dtype), `allocate` as for Workspace). None where an
+/// array isn't such a one: the way through __dlpack__ takes it, or says why not.
+nb::object py_matmul_here(nb::handle x, const PlacedWeight& weight, nb::object out, nb::handle bias,
+                          nb::handle residual, const std::string& activation, float alpha,
+                          const Options& options, bool pdl, nb::handle memory) {
+  const Exchange* exchange = Exchange::of(x);
+  if (exchange == nullptr) return nb::none();
+  Operands operands;
+  const auto take = [&](nb::handle object, const char* name, Array& array) {
+    return Exchange::of(object) == exchange && read_array(*exchange, object, name, array);
+  };
+  if (!take(x, "x", operands.x)) return nb::none();
+  as_rows(operands.x, weight.view().k, "K");
+  const DataType act = float_type(operands.x, false);
+  const Terms terms{parse_activation(activation), alpha, pdl};
+  if (!bias.is_none() && !take(bias, "bias", operands.bias.emplace())) return nb::none();
+  if (!residual.is_none() && !take(residual, "residual", operands.residual.emplace())) {
+    return nb::none();
+  }
+  const nb::tuple made = nb::cast<nb::tuple>(memory(x.attr("device")));
+  if (out.is_none()) {
+    const std::vector<std::int64_t> shape = output_shape(operands.x, weight.view().n);
+    out = made[0](shape_tuple(shape), dense_strides(shape), x.attr("dtype"));
+    if (!take(out, "out", operands.out)) return nb::none();
+    if (!(operands.out.place == operands.x.place)) out = x.attr("new_empty")(shape_tuple(shape));
+  }
+  if (!take(out, "out", operands.out)) return nb::none();
+  multiply(weight, operands, act, terms, options, exchange->current_stream(operands.x.place),
+           made[1]);
+  return out;
 }
 
 PlacedPlan py_plan(const PlacedWeight& weight, std::int64_t m, const std::string& dtype, bool bias,
@@ -180,124 +182,10 @@ PlacedPlan py_plan(const PlacedWeight& weight, std::int64_t m, const std::string
   epilogue.bias = bias;
   epilogue.residual = residual;
   epilogue.activation = parse_activation(activation);
+  const DeviceGuard guard(weight.place);
   return {make_plan(weight.view(), weight.place, m, parse_dtype(dtype, "dtype"), epilogue, options),
           weight.place};
 }
-
-/// A packed weight in memory that somebody else owns, checked once, multiplied often by address:
-/// the PyTorch module's way in. The owner must keep the memory as long as calls are made.
-class BoundWeight {
- public:
-  struct Buffer {
-    std::uintptr_t address = 0;
-    std::size_t bytes = 0;
-  };
-
-  BoundWeight(std::int64_t n, std::int64_t k, int bits, int group_size, const std::string& zero,
-              const std::string& dtype, const std::string& activation, bool is_cuda, int ordinal,
-              const std::tuple<std::uintptr_t, std::size_t>& codes,
-              const std::tuple<std::uintptr_t, std::size_t>& scales,
-              const std::tuple<std::uintptr_t, std::size_t>& zeros,
-              const std::tuple<std::uintptr_t, std::size_t>& permutation,
-              const std::tuple<std::uintptr_t, std::size_t>& bias, bool pdl) {
-    place_ = {is_cuda ? Device::cuda : Device::cpu, is_cuda ? ordinal : 0};
-    act_ = parse_dtype(dtype, "dtype");
-    pdl_ = pdl;
-    view_.n = n;
-    view_.k = k;
-    view_.spec.type = parse_bits(bits);
-    view_.spec.group_size = group_size;
-    view_.spec.zero = parse_zero(zero);
-    view_.spec.scale_type = act_;
-    view_.device = place_.device;
-    view_.codes_pitch_bytes = (k + 63) / 64 * 128 * bits;
-    if (n < 1 || k < 1) refuse("N and K must be at least 1; got ", n, " and ", k);
-    if (group_size < 0) {
-      refuse("group_size must be 0 (per column), 16, 32, 64 or 128; got ", group_size);
-    }
-    view_.groups_pitch = view_.groups();
-    const std::int64_t strips = (n + 15) / 16;
-    const std::int64_t per_group = strips * view_.groups() * 16;
-    const bool byte_zeros = view_.spec.zero == ZeroKind::integer && !is_cuda;
-    view_.codes = static_cast<const std::uint8_t*>(
-        address_of("codes", codes, strips * view_.codes_pitch_bytes));
-    view_.scales = static_cast<const std::uint16_t*>(address_of("scales", scales, per_group * 2));
-    if (view_.spec.zero != ZeroKind::none) {
-      view_.zeros = address_of("zeros", zeros, per_group * (byte_zeros ? 1 : 2));
-    }
-    if (std::get<0>(permutation) != 0) {
-      view_.permutation =
-          static_cast<const std::int32_t*>(address_of("permutation", permutation, k * 4));
-      // On a device the gather reads zeros for such an index.
-      for (std::int64_t j = 0; j < (is_cuda ? 0 : k); ++j) {
-        if (view_.permutation[j] < 0 || view_.permutation[j] >= k) {
-          refuse("permutation must hold indices 0 .. ", k - 1, "; element ", j, " is ",
-                 view_.permutation[j]);
-        }
-      }
-    }
-    epilogue_.activation = parse_activation(activation);
-    if (std::get<0>(bias) != 0) {
-      epilogue_.bias = true;
-      bias_ = address_of("bias", bias, n * 2);
-    }
-  }
-
-  /// The dense weight, float32 [N, K]; of a weight on the CPU.
-  nb::object dense() const {
-    std::vector<float> values;
-    {
-      const nb::gil_scoped_release release;
-      values = dequantize(unpack(view_).value()).value();
-    }
-    return give_numpy(std::move(values),
-                      {static_cast<std::size_t>(view_.n), static_cast<std::size_t>(view_.k)});
-  }
-
-  /// x [m, K] → y [m, N] by address; `allocate` as for Workspace.
-  void run(std::uintptr_t x, std::int64_t m, std::int64_t ldx, std::uintptr_t y,
-           std::uintptr_t residual, float alpha, std::uintptr_t stream,
-           const nb::object& allocate) const {
-    Epilogue epilogue = epilogue_;
-    epilogue.residual = residual != 0;
-    const DeviceGuard guard(place_);
-    const Plan chosen = make_plan(view_, place_, m, act_, epilogue, {});
-    const Workspace workspace(chosen.workspace_bytes(), place_, allocate);
-    RunArgs args;
-    args.x = reinterpret_cast<const void*>(x);
-    args.ldx = ldx;
-    args.weight = view_;
-    args.y = reinterpret_cast<void*>(y);
-    args.ldy = view_.n;
-    args.bias = bias_;
-    args.residual = reinterpret_cast<const void*>(residual);
-    args.ldr = view_.n;
-    args.alpha = alpha;
-    args.workspace = workspace.data();
-    args.workspace_bytes = workspace.bytes();
-    args.stream = reinterpret_cast<void*>(stream);
-    args.pdl = pdl_;
-    const nb::gil_scoped_release release;
-    chosen.run(args).throw_if_error();
-  }
-
- private:
-  static const void* address_of(const char* name,
-                                const std::tuple<std::uintptr_t, std::size_t>& buffer,
-                                std::int64_t bytes) {
-    if (std::get<0>(buffer) == 0 || std::get<1>(buffer) != static_cast<std::size_t>(bytes)) {
-      refuse(name, " must have ", bytes, " bytes; got ", std::get<1>(buffer));
-    }
-    return reinterpret_cast<const void*>(std::get<0>(buffer));
-  }
-
-  PackedView view_;
-  Place place_;
-  DataType act_ = DataType::f16;
-  Epilogue epilogue_;
-  const void* bias_ = nullptr;
-  bool pdl_ = false;
-};
 
 nb::dict show_kernel(const KernelInfo& kernel) {
   nb::dict info;
@@ -358,23 +246,13 @@ void bind_gemm(nb::module_& m) {
           nb::arg("kernel"), nb::arg("num_threads"), nb::arg("deterministic"),
           nb::arg("batch_invariant"));
 
-  using Pointer = std::tuple<std::uintptr_t, std::size_t>;
-  nb::class_<BoundWeight>(m, "BoundWeight")
-      .def(nb::init<std::int64_t, std::int64_t, int, int, const std::string&, const std::string&,
-                    const std::string&, bool, int, const Pointer&, const Pointer&, const Pointer&,
-                    const Pointer&, const Pointer&, bool>(),
-           nb::arg("n"), nb::arg("k"), nb::arg("bits"), nb::arg("group_size"), nb::arg("zero"),
-           nb::arg("dtype"), nb::arg("activation"), nb::arg("is_cuda"), nb::arg("ordinal"),
-           nb::arg("codes"), nb::arg("scales"), nb::arg("zeros"), nb::arg("permutation"),
-           nb::arg("bias"), nb::arg("pdl"))
-      .def("dequantize", &BoundWeight::dense)
-      .def("run", &BoundWeight::run, nb::arg("x"), nb::arg("m"), nb::arg("ldx"), nb::arg("y"),
-           nb::arg("residual"), nb::arg("alpha"), nb::arg("stream"), nb::arg("allocate").none());
-
   m.def("matmul", &py_matmul, nb::arg("x"), nb::arg("weight"), nb::arg("out"),
         nb::arg("bias").none(), nb::arg("residual").none(), nb::arg("activation"), nb::arg("alpha"),
         nb::arg("stream"), nb::arg("allocate").none(), nb::arg("options"), nb::arg("pdl"),
         nb::arg("bf16_bits"));
+  m.def("matmul_here", &py_matmul_here, nb::arg("x"), nb::arg("weight"), nb::arg("out").none(),
+        nb::arg("bias").none(), nb::arg("residual").none(), nb::arg("activation"), nb::arg("alpha"),
+        nb::arg("options"), nb::arg("pdl"), nb::arg("memory"));
   m.def("plan", &py_plan, nb::arg("weight"), nb::arg("m"), nb::arg("dtype"), nb::arg("bias"),
         nb::arg("residual"), nb::arg("activation"), nb::arg("options"));
   m.def("synchronize", [](int ordinal, std::uintptr_t stream) {

@@ -25,11 +25,17 @@ void translate(const std::exception_ptr& thrown, void*) {
 NB_MODULE(_core, m) {
   using namespace mixgemm::python;
   m.doc() = "mixgemm's C++ library, bound. Private: use the functions of the package mixgemm.";
+  // PyTorch's caches may keep modules beyond the interpreter's end, which is no fault to report.
+  nb::set_leak_warnings(false);
+  m.def(
+      "set_leak_warnings", [](bool on) { nb::set_leak_warnings(on); }, nb::arg("on"));
   nb::register_exception_translator(translate);
   m.attr("version") = mixgemm::version();
   m.attr("has_cuda") = static_cast<bool>(MIXGEMM_HAS_CUDA);
   bind_weight(m);
   bind_gemm(m);
+  bind_bound_weight(m);
+  bind_torch_calls(m);
   bind_checkpoint(m);
   bind_tuning(m);
 }

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad as _forward_ad
+from torch.nn.modules import module as _hooks
 
 from .. import _core
 from .._errors import InvalidArgumentError
 from .._weights import quantize_packed
 from . import _ops
 
-_is_compiling = torch.compiler.is_compiling
-# Whether somebody watches operations (tracing, profiling by mode): then they must see the op.
-_modes_active = getattr(torch._C, "_len_torch_dispatch_stack", None) or (lambda: 0)
-_functions_watched = getattr(torch._C, "_len_torch_function_stack", None) or (lambda: 0)
+_is_compiling = torch.compiler.is_dynamo_compiling
+_BUFFERS = ("codes", "scales", "zeros", "bias", "permutation")
 
 
 class Linear(nn.Module):
@@ -26,9 +26,9 @@ class Linear(nn.Module):
     x: [..., K]; y: [..., N]. The products take x in `dtype`; a float32 x is rounded to it, and y is
     float32 again, so that a float32 model runs unchanged around the layer.
 
-    Buffers: codes (uint8), scales (dtype), zeros (asymmetric only), bias (dtype), permutation (int32,
-    where columns are permuted); `state_dict` has them, `.to()`, `.half()` and `.bfloat16()` move and convert them. `.float()` leaves them as they
-    are. Gradients flow to x, not to the weight.
+    Buffers: codes (uint8), scales (dtype), zeros (asymmetric only), bias (dtype), permutation
+    (int32, where columns are permuted); `state_dict` has them, `.to()`, `.half()` and `.bfloat16()`
+    move and convert them. `.float()` leaves them as they are. Gradients flow to x, not to the weight.
 
     Made by `from_linear`, `from_packed` or `quantize_model`; the constructor makes an empty layer to
     load a state_dict into.
@@ -57,8 +57,8 @@ class Linear(nn.Module):
         self.bits = bits
         self.group_size = group_size
         self.zero = zero
-        self.epilogue = epilogue
-        self.pdl = pdl
+        self._epilogue = epilogue
+        self._pdl = pdl
         strips, blocks = (out_features + 15) // 16, (in_features + 63) // 64
         groups = 1 if group_size == 0 else -(-in_features // group_size)
         self.register_buffer("codes", torch.zeros((strips, blocks, 128 * bits), dtype=torch.uint8,
@@ -71,7 +71,8 @@ class Linear(nn.Module):
                              if bias else None)
         self.register_buffer("permutation", torch.arange(in_features, dtype=torch.int32,
                                                          device=device) if permuted else None)
-        self._bound: tuple[Any, ...] | None = None
+        self._bound: _core.BoundWeight | None = None
+        self._bound_to: list[tuple[int, int] | None] = []
         self._settle_zeros()
 
     @classmethod
@@ -119,6 +120,24 @@ class Linear(nn.Module):
         return layer if device is None else layer.to(device)
 
     @property
+    def epilogue(self) -> str | None:
+        """The activation: None, "relu", "gelu" (tanh) or "silu"."""
+        return self._epilogue
+
+    @epilogue.setter
+    def epilogue(self, value: str | None) -> None:
+        self._epilogue, self._bound = value, None
+
+    @property
+    def pdl(self) -> bool:
+        """The promise that no kernel still in flight writes the weight, as for `mixgemm.matmul`."""
+        return self._pdl
+
+    @pdl.setter
+    def pdl(self, value: bool) -> None:
+        self._pdl, self._bound = value, None
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the products: torch.float16 or torch.bfloat16."""
         return self.scales.dtype
@@ -129,37 +148,50 @@ class Linear(nn.Module):
                                             self.in_features, self.group_size, self.zero,
                                             self.permutation)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if (type(x) is not torch.Tensor or _is_compiling() or _modes_active()
-                or _functions_watched() or (x.requires_grad and torch.is_grad_enabled())):
-            return self._forward_op(x)
-        # The same product without the dispatcher, which costs more than the launch.
-        buffers = self._buffers
-        codes, scales, bias = buffers["codes"], buffers["scales"], buffers["bias"]
-        bound = self._bound
-        if (bound is None or bound[1] is not codes or bound[2] is not scales
-                or bound[3] is not bias or bound[4] != codes.data_ptr()
-                or bound[5] != scales.data_ptr()):
-            bound = self._bind(codes, scales, bias)
-        k = bound[7]
-        if (x.dtype is not bound[6] or not (x.is_cuda or x.is_cpu) or x.get_device() != bound[8]
-                or x.dim() == 0 or x.size(-1) != k):
-            return self._forward_op(x)
-        return _ops.run(bound[0], x, k, self.out_features, None, 1.0)
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # Without nn.Module's own way and the dispatcher, where nobody watches either.
+        if not _is_compiling():
+            y = _calls.call(self, args, kwargs)
+            if y is not None:
+                return y
+        return super().__call__(*args, **kwargs)
 
-    def _bind(self, codes, scales, bias):
-        zeros, permutation = self.zeros, self.permutation
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """input: [..., in_features], of any strides → [..., out_features]."""
+        if _is_compiling() or not _calls.is_plain(input):
+            return self._forward_op(input)
+        y = _calls.forward(self, input)
+        return self._forward_bound(input) if y is None else y
+
+    def _forward_bound(self, x: torch.Tensor) -> torch.Tensor:
+        """What `forward` does where `BoundWeight.forward` can't: binds the buffers where they are
+        new, copies x where its rows aren't contiguous, and leaves the rest to the op."""
+        bound = self._bound
+        if bound is None or self._bound_to != self._addresses():
+            bound = self._bind()
+        scales = self.scales
+        if (x.dtype is not scales.dtype or x.device != scales.device or x.dim() == 0
+                or x.size(-1) != self.in_features):
+            return self._forward_op(x)
+        return _ops.run(bound, x, self.in_features, self.out_features, None, 1.0)
+
+    def _addresses(self) -> list[tuple[int, int] | None]:
+        """What the products of a bound weight depend on, besides the sizes that are fixed."""
+        return [None if tensor is None else (id(tensor), tensor.data_ptr())
+                for tensor in map(self._buffers.get, _BUFFERS)]
+
+    def _bind(self) -> _core.BoundWeight:
+        codes, scales, zeros, bias, permutation = map(self._buffers.get, _BUFFERS)
         probe = scales.new_empty((0, self.in_features))
         _ops.check_operands(probe, codes, scales, zeros, bias, None, self.out_features, self.zero,
                             permutation)
         if bias is not None and not bias.is_contiguous():
             raise InvalidArgumentError("bias must be contiguous")
-        weight = _ops.bind(codes, scales, zeros, bias, self.out_features, self.in_features,
-                           self.group_size, self.zero, self.epilogue or "none", self.pdl,
-                           permutation)
-        self._bound = (weight, codes, scales, bias, codes.data_ptr(), scales.data_ptr(),
-                       scales.dtype, self.in_features, codes.get_device(), zeros, permutation)
-        return self._bound
+        bound = _ops.bind(codes, scales, zeros, bias, self.out_features, self.in_features,
+                          self.group_size, self.zero, self.epilogue or "none", self.pdl, permutation)
+        _ops.hold(bound, self._buffers, scales)
+        self._bound, self._bound_to = bound, self._addresses()
+        return bound
 
     def _forward_op(self, x: torch.Tensor) -> torch.Tensor:
         if x.dim() < 1 or x.shape[-1] != self.in_features:
@@ -168,9 +200,9 @@ class Linear(nn.Module):
         given = x.dtype
         if given is torch.float32:
             x = x.to(self.scales.dtype)
-        y = torch.ops.mixgemm.linear(x, self.codes, self.scales, self.zeros, self.bias, None,
-                                     self.out_features, self.group_size, self.zero,
-                                     self.epilogue or "none", 1.0, self.pdl, self.permutation)
+        y = _ops.linear(x, self.codes, self.scales, self.zeros, self.bias, None,
+                        self.out_features, self.group_size, self.zero, self.epilogue or "none", 1.0,
+                        self.pdl, self.permutation)
         return y.to(given) if given is torch.float32 else y
 
     def _settle_zeros(self) -> None:
@@ -220,3 +252,15 @@ class Linear(nn.Module):
                 f"zero={self.zero}, dtype={self.scales.dtype}"
                 + (f", epilogue={self.epilogue}" if self.epilogue else "")
                 + (", permuted" if self.permutation is not None else ""))
+
+
+# A question that a PyTorch doesn't know is answered yes: then every call goes its own way.
+_calls = _core.TorchCalls(
+    Linear, torch.Tensor,
+    ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+    (_hooks._global_forward_hooks, _hooks._global_forward_pre_hooks,
+     _hooks._global_backward_hooks, _hooks._global_backward_pre_hooks),
+    [getattr(torch._C, name, lambda: True)
+     for name in ("_len_torch_dispatch_stack", "_len_torch_function_stack",
+                  "_are_functorch_transforms_active", "_get_tracing_state")],
+    torch.is_grad_enabled, _forward_ad.__dict__)

@@ -15,12 +15,12 @@ and a fourth where columns are permuted (checkpoints quantized in activation ord
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
-from .. import _core
+from .. import _core, _frameworks
 from .._errors import InvalidArgumentError
 
 _library = torch.library.Library("mixgemm", "DEF")
@@ -110,15 +110,11 @@ def bind(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None,
         _pointer(zeros), _pointer(permutation), _pointer(bias), pdl)
 
 
-@functools.lru_cache(maxsize=None)
-def _allocator(index: int) -> Any:
-    """Scratch memory of CUDA device `index`, from PyTorch's allocator, which knows the stream."""
-    device = torch.device("cuda", index)
-
-    def allocate(num_bytes: int) -> tuple[Any, int]:
-        memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-        return memory, memory.data_ptr()
-    return allocate
+def hold(weight: _core.BoundWeight, buffers: dict[str, torch.Tensor | None],
+         scales: torch.Tensor) -> None:
+    """Lets `weight.forward` multiply by itself, as long as a module's buffers stay what they are."""
+    empty, scratch = _frameworks.torch_memory(scales.device)
+    weight.hold(buffers, empty, scales.dtype, scratch)
 
 
 def run(weight: _core.BoundWeight, x: torch.Tensor, k: int, n: int, residual: torch.Tensor | None,
@@ -143,7 +139,7 @@ def run(weight: _core.BoundWeight, x: torch.Tensor, k: int, n: int, residual: to
     if x.is_cuda:
         index = x.get_device()
         weight.run(x.data_ptr(), m, ldx, y.data_ptr(), residual_address, alpha, _raw_stream(index),
-                   _allocator(index))
+                   _frameworks.torch_scratch(index))
     else:
         weight.run(x.data_ptr(), m, ldx, y.data_ptr(), residual_address, alpha, 0, None)
     return y
@@ -218,6 +214,24 @@ torch.library.register_autograd("mixgemm::linear", _backward, setup_context=_set
                                 lib=_library)
 
 
+def _in_forward_mode() -> bool:
+    if forward_ad._current_level >= 0:
+        return True
+    functorch = torch._C._functorch
+    transform = functorch.peek_interpreter_stack()
+    return transform is not None and transform.key() == functorch.TransformType.Jvp
+
+
+def linear(x: torch.Tensor, *operands: Any) -> torch.Tensor:
+    """The op. Refuses forward-mode gradients, which PyTorch would drop without a word."""
+    if not torch.compiler.is_dynamo_compiling() and _in_forward_mode():
+        residual = operands[4]
+        for tensor in (x,) if residual is None else (x, residual):
+            if torch._VF._unpack_dual(tensor, level=0)[1] is not None:
+                raise NotImplementedError("mixgemm: no forward-mode gradient; use reverse mode")
+    return torch.ops.mixgemm.linear(x, *operands)
+
+
 def matmul(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor,
            zeros: torch.Tensor | None = None, bias: torch.Tensor | None = None,
            epilogue: str | None = None, *, n: int, group_size: int, zero: str = "none",
@@ -229,5 +243,5 @@ def matmul(x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor,
     permutation: as `Linear` holds them, see this file's head. n: output features N. The rest as for
     `mixgemm.matmul`. Differentiable in x and residual (through a dense copy of the weight: slow).
     """
-    return torch.ops.mixgemm.linear(x, codes, scales, zeros, bias, residual, n, group_size, zero,
-                                    epilogue or "none", alpha, pdl, permutation)
+    return linear(x, codes, scales, zeros, bias, residual, n, group_size, zero, epilogue or "none",
+                  alpha, pdl, permutation)
