@@ -88,10 +88,8 @@ void BoundWeight::run(std::uintptr_t x, std::int64_t m, std::int64_t ldx, std::u
 }
 
 void BoundWeight::hold(nb::dict buffers, nb::object empty, nb::object dtype, nb::object allocate) {
-  for (std::size_t i = 0; i < kNumBuffers; ++i) {
-    Held& held = held_[i];
-    held.tensor = nb::borrow(find(buffers, i));
-    held.address = nullptr;
+  for (std::size_t i = 0; i < kNumBuffers; ++i) held_[i].tensor = nb::borrow(find(buffers, i));
+  for (Held& held : held_) {
     if (held.tensor.is_none()) continue;
     const Exchange* exchange = Exchange::of(held.tensor);
     DlTensor tensor;

@@ -34,7 +34,7 @@ class BoundWeight {
            std::uintptr_t residual, float alpha, std::uintptr_t stream, nb::handle allocate) const;
 
   /// Takes what `forward` needs: the module's buffers that were bound, empty(shape, strides, dtype)
-  /// for results, the dtype, and `allocate` as for Workspace.
+  /// for results, the dtype, and `allocate` as for Workspace. The buffers live as long as we do.
   void hold(nb::dict buffers, nb::object empty, nb::object dtype, nb::object allocate);
 
   /// y = the product of x with the held weight, on the current stream of x's library. None where x

@@ -53,9 +53,8 @@ class TorchCalls {
            !is_true(PyObject_CallNoArgs(grad_enabled_.ptr()));
   }
 
-  /// What module.forward(x) returns, or None.
-  nb::object forward(nb::handle module, nb::handle x) const {
-    if (!is_plain(x)) return nb::none();
+  /// What module.forward(x) returns for a plain x, or None.
+  static nb::object forward(nb::handle module, nb::handle x) {
     return product(attributes_of(module), x);
   }
 
@@ -153,7 +152,7 @@ void bind_torch_calls(nb::module_& m) {
            nb::arg("module"), nb::arg("tensor"), nb::arg("module_hooks"), nb::arg("global_hooks"),
            nb::arg("questions"), nb::arg("grad_enabled"), nb::arg("dual_levels"))
       .def("is_plain", &TorchCalls::is_plain, nb::arg("x"))
-      .def("forward", &TorchCalls::forward, nb::arg("module"), nb::arg("x"))
+      .def_static("forward", &TorchCalls::forward, nb::arg("module"), nb::arg("x"))
       .def("call", &TorchCalls::call, nb::arg("module"), nb::arg("args"), nb::arg("kwargs"));
 }
 

@@ -3,12 +3,15 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
 from support_torch import DTYPES, ZEROS, close, device, fixed_seed, make  # noqa: E402, F401
 
 import mixgemm  # noqa: E402
+import mixgemm.torch as mt  # noqa: E402
 from mixgemm import InvalidArgumentError  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -36,6 +39,37 @@ def test_packed_parts_are_tensors(rng):
                                      scale_dtype=torch.bfloat16)
     assert torch.from_dlpack(packed.scales).dtype == torch.bfloat16
     assert torch.from_dlpack(packed.codes).shape == (3, 4, 512)
+
+
+@given(sizes=st.lists(st.integers(0, 4), max_size=3), last=st.sampled_from([1, 23, 24, 25]),
+       strides=st.lists(st.sampled_from([0, 1, 2, 23, 24, 25, 48, 72, 96, 120]), min_size=3,
+                        max_size=3), last_stride=st.sampled_from([1, 1, 1, 0, 2]),
+       offset=st.integers(0, 3), dtype=st.sampled_from([*DTYPES, torch.float32, torch.int16]))
+def test_any_view_gives_the_product_or_an_exception(sizes, last, strides, last_stride,
+                                                          offset, dtype):
+    """Views with every kind of strides, against the same values in a contiguous tensor."""
+    q = mixgemm.quantize(np.eye(16, 24, dtype=np.float32), 8, 0, scale_dtype="bfloat16")
+    packed = mixgemm.pack(q)
+    layer = mt.Linear.from_packed(packed)
+    memory = torch.arange(1500).remainder(251).to(dtype)
+    x = torch.as_strided(memory, (*sizes, last), [*strides[:len(sizes)], last_stride],
+                         offset)
+    try:
+        y = mixgemm.matmul(x, packed)
+    except mixgemm.Error:
+        y = None
+        assert last != 24 or dtype not in DTYPES or x.numel() and not x.is_contiguous()
+    if y is not None:
+        assert torch.equal(y, mixgemm.matmul(x.contiguous(), packed))
+        np.testing.assert_allclose(y.float(), x.float()[..., :16] * q.scales.max() * 127,
+                                   rtol=0.02)
+    try:
+        z = layer(x)
+    except mixgemm.Error:
+        assert last != 24 or dtype not in (torch.bfloat16, torch.float32)
+    else:
+        assert torch.equal(z, layer(x.clone(memory_format=torch.contiguous_format)))
+        assert y is None or dtype is not torch.bfloat16 or torch.equal(z, y)
 
 
 def test_matmul_writes_through_to_numpy_memory(rng, packed):

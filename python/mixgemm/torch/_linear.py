@@ -160,11 +160,16 @@ class Linear(nn.Module):
         """input: [..., in_features], of any strides → [..., out_features]."""
         if _is_compiling() or not _calls.is_plain(input):
             return self._forward_op(input)
-        y = _calls.forward(self, input)
-        return self._forward_bound(input) if y is None else y
+        if input.dtype is torch.float32:
+            return self._forward_plain(input.to(self.scales.dtype)).to(torch.float32)
+        return self._forward_plain(input)
+
+    def _forward_plain(self, x: torch.Tensor) -> torch.Tensor:
+        y = _calls.forward(self, x)
+        return self._forward_bound(x) if y is None else y
 
     def _forward_bound(self, x: torch.Tensor) -> torch.Tensor:
-        """What `forward` does where `BoundWeight.forward` can't: binds the buffers where they are
+        """What `forward` does where the extension can't: binds the buffers where they are
         new, copies x where its rows aren't contiguous, and leaves the rest to the op."""
         bound = self._bound
         if bound is None or self._bound_to != self._addresses():
