@@ -49,8 +49,8 @@ class TorchCalls {
       return false;
     }
     if (is_true(PyObject_CallMethodNoArgs(x.ptr(), is_neg.object))) return false;
-    return !is_true(PyObject_GetAttr(x.ptr(), requires_grad.object)) ||
-           !is_true(PyObject_CallNoArgs(grad_enabled_.ptr()));
+    return !is_true(PyObject_CallNoArgs(grad_enabled_.ptr())) ||
+           !is_true(PyObject_GetAttr(x.ptr(), requires_grad.object));
   }
 
   /// What module.forward(x) returns for a plain x, or None.

@@ -17,6 +17,7 @@ from .._weights import quantize_packed
 from . import _ops
 
 _is_compiling = torch.compiler.is_dynamo_compiling
+_transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 _BUFFERS = ("codes", "scales", "zeros", "bias", "permutation")
 
 
@@ -158,7 +159,7 @@ class Linear(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """input: [..., in_features], of any strides → [..., out_features]."""
-        if _is_compiling() or not _calls.is_plain(input):
+        if _is_compiling() or _transforming() or not _calls.is_plain(input):
             return self._forward_op(input)
         if input.dtype is torch.float32:
             return self._forward_plain(input.to(self.scales.dtype)).to(torch.float32)
@@ -266,6 +267,5 @@ _calls = _core.TorchCalls(
     (_hooks._global_forward_hooks, _hooks._global_forward_pre_hooks,
      _hooks._global_backward_hooks, _hooks._global_backward_pre_hooks),
     [getattr(torch._C, name, lambda: True)
-     for name in ("_len_torch_dispatch_stack", "_len_torch_function_stack",
-                  "_are_functorch_transforms_active", "_get_tracing_state")],
+     for name in ("_len_torch_dispatch_stack", "_len_torch_function_stack", "_is_tracing")],
     torch.is_grad_enabled, _forward_ad.__dict__)
