@@ -178,8 +178,11 @@ def test_negated_views(device):
             mixgemm.matmul(x.resolve_neg(), packed, **{name: operand})
 
 
+@pytest.mark.parametrize("short", [True, False])
 @pytest.mark.parametrize("name", ["codes", "scales", "zeros", "bias", "permutation"])
-def test_replaced_memory_is_seen(device, name):
+def test_replaced_memory_is_seen(device, name, short, monkeypatch):
+    if not short:
+        monkeypatch.setattr(_linear, "_calls", Without(_linear._calls))
     layer = make(device, zero="scaled")
     layer.register_buffer("permutation", torch.randperm(200, dtype=torch.int32, device=device))
     layer._bound = None
@@ -195,6 +198,18 @@ def test_replaced_memory_is_seen(device, name):
     with pytest.raises(mixgemm.Error):
         setattr(layer, name, getattr(layer, name)[:1])  # the same address, another shape
         layer(x)
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_a_bias_that_comes_and_goes_is_seen(device, short, monkeypatch):
+    if not short:
+        monkeypatch.setattr(_linear, "_calls", Without(_linear._calls))
+    layer, x = make(device), half(device, 3, 200)
+    bias, y = layer.bias, layer(x)
+    layer.bias = None
+    close(layer(x), expected(layer, x))
+    layer.bias = bias
+    assert torch.equal(layer(x), y)
 
 
 def test_settings_take_effect(device):

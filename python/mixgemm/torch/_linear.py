@@ -73,7 +73,7 @@ class Linear(nn.Module):
         self.register_buffer("permutation", torch.arange(in_features, dtype=torch.int32,
                                                          device=device) if permuted else None)
         self._bound: _core.BoundWeight | None = None
-        self._bound_to: list[tuple[int, int] | None] = []
+        self._bound_to: list[tuple[str, torch.Tensor | None, int | None]] = []
         self._settle_zeros()
 
     @classmethod
@@ -173,18 +173,20 @@ class Linear(nn.Module):
         """What `forward` does where the extension can't: binds the buffers where they are
         new, copies x where its rows aren't contiguous, and leaves the rest to the op."""
         bound = self._bound
-        if bound is None or self._bound_to != self._addresses():
+        buffers = self._buffers
+        if bound is not None:
+            for name, tensor, address in self._bound_to:
+                now = buffers[name]
+                if now is not tensor or now is not None and now.data_ptr() != address:
+                    bound = None
+                    break
+        if bound is None:
             bound = self._bind()
-        scales = self.scales
+        scales = buffers["scales"]
         if (x.dtype is not scales.dtype or x.device != scales.device or x.dim() == 0
                 or x.size(-1) != self.in_features):
             return self._forward_op(x)
         return _ops.run(bound, x, self.in_features, self.out_features, None, 1.0)
-
-    def _addresses(self) -> list[tuple[int, int] | None]:
-        """What the products of a bound weight depend on, besides the sizes that are fixed."""
-        return [None if tensor is None else (id(tensor), tensor.data_ptr())
-                for tensor in map(self._buffers.get, _BUFFERS)]
 
     def _bind(self) -> _core.BoundWeight:
         codes, scales, zeros, bias, permutation = map(self._buffers.get, _BUFFERS)
@@ -196,7 +198,9 @@ class Linear(nn.Module):
         bound = _ops.bind(codes, scales, zeros, bias, self.out_features, self.in_features,
                           self.group_size, self.zero, self.epilogue or "none", self.pdl, permutation)
         _ops.hold(bound, self._buffers, scales)
-        self._bound, self._bound_to = bound, self._addresses()
+        self._bound_to = [(name, tensor, None if tensor is None else tensor.data_ptr())
+                          for name, tensor in zip(_BUFFERS, (codes, scales, zeros, bias, permutation))]
+        self._bound = bound
         return bound
 
     def _forward_op(self, x: torch.Tensor) -> torch.Tensor:
@@ -242,7 +246,7 @@ class Linear(nn.Module):
 
     def __getstate__(self):
         state = self.__dict__.copy()
-        state["_bound"] = None
+        state["_bound"], state["_bound_to"] = None, []
         return state
 
     def __deepcopy__(self, memo):
