@@ -17,6 +17,7 @@
 #include "mixgemm/gemm.hpp"
 #include "mixgemm/tuning.hpp"
 #include "util/half.hpp"
+#include "util/join.hpp"
 #include "util/parallel.hpp"
 
 namespace mixgemm::cli {
@@ -320,7 +321,7 @@ Result<TensorView> find_source_weight(const SafetensorsFile& source, const Packe
   if (info->shape != std::vector<std::int64_t>{layer.n, layer.k}) {
     return Status(StatusCode::invalid_argument,
                   fmt::format("tensor {} must have the layer's shape [{}, {}]; got [{}]",
-                              info->name, layer.n, layer.k, fmt::join(info->shape, ", ")));
+                              info->name, layer.n, layer.k, joined(info->shape)));
   }
   if (!data_type_of(info->dtype)) {
     return Status(
@@ -339,7 +340,7 @@ Result<PackedWeight> find_layer(const PackedCheckpoint& checkpoint, const std::s
                                        names.begin() + std::min(names.size(), kShown));
   return Status(StatusCode::not_found,
                 fmt::format("no packed layer {}; the file has {}: {}{}", name, names.size(),
-                            fmt::join(shown, ", "), names.size() > kShown ? ", …" : ""));
+                            joined(shown), names.size() > kShown ? ", …" : ""));
 }
 
 double relative_error(const std::vector<float>& a, const std::vector<float>& b) {

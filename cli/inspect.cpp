@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "command.hpp"
+#include "util/join.hpp"
 
 namespace mixgemm::cli {
 namespace {
@@ -22,7 +23,7 @@ Json tensor_json(const TensorInfo& tensor) {
 }
 
 std::string shape_text(const std::vector<std::int64_t>& shape) {
-  return shape.empty() ? "scalar" : fmt::format("{}", fmt::join(shape, "×"));
+  return shape.empty() ? "scalar" : joined(shape, "×");
 }
 
 int inspect_packed(const SafetensorsFile& file, const InspectOptions& options) {

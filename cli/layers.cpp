@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "command.hpp"
+#include "util/join.hpp"
 
 namespace mixgemm::cli {
 
@@ -21,7 +22,7 @@ std::vector<bench::Shape> select_shapes(const std::string& file,
       std::vector<std::string> names;
       for (const auto& shape : all) names.push_back(shape.layer);
       throw Error(StatusCode::not_found,
-                  fmt::format("--layer must be one of {}; got {}", fmt::join(names, ", "), name));
+                  fmt::format("--layer must be one of {}; got {}", joined(names), name));
     }
   }
   return chosen;

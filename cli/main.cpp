@@ -11,6 +11,7 @@
 
 #include "command.hpp"
 #include "mixgemm/version.hpp"
+#include "util/join.hpp"
 
 namespace {
 
@@ -68,9 +69,8 @@ int main(int argc, char** argv) {
   std::vector<std::string> names;
   for (const CLI::App* command : app.get_subcommands({})) names.push_back(command->get_name());
   if (argc > 1 && argv[1][0] != '-' && std::count(names.begin(), names.end(), argv[1]) == 0) {
-    return report(
-        "", kExitUsage,
-        fmt::format("the command must be one of {}; got {}", fmt::join(names, ", "), argv[1]));
+    return report("", kExitUsage,
+                  fmt::format("the command must be one of {}; got {}", joined(names), argv[1]));
   }
   try {
     app.parse(argc, argv);

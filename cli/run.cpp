@@ -9,6 +9,7 @@
 #include "command.hpp"
 #include "host/measure.hpp"
 #include "product.hpp"
+#include "util/join.hpp"
 
 namespace mixgemm::cli {
 namespace {
@@ -42,7 +43,7 @@ std::vector<std::uint16_t> read_x(const RunOptions& options, std::int64_t k, Dat
   if (info->shape != std::vector<std::int64_t>{options.m, k}) {
     throw Error(StatusCode::invalid_argument,
                 fmt::format("tensor {} must have shape [M, K] = [{}, {}]; got [{}]", info->name,
-                            options.m, k, fmt::join(info->shape, ", ")));
+                            options.m, k, joined(info->shape)));
   }
   const auto values = to_f32(file.find(info->name).value(), *type);
   std::vector<std::uint16_t> x(values.size());

@@ -113,6 +113,13 @@ Comparison compare_with(const PackedCheckpoint& checkpoint, Source& origin,
 
 int run_verify(const VerifyOptions& options) {
   const auto checkpoint = PackedCheckpoint::open(options.file, {.verify_on_find = false}).value();
+  if (checkpoint.layers().empty()) {
+    throw Error(
+        StatusCode::corrupt_data,
+        fmt::format("{}: a packed checkpoint to verify must have at least one packed layer; "
+                    "this file has none, only {} dense tensors",
+                    options.file, checkpoint.dense().size()));
+  }
   std::optional<Source> source;
   if (!options.against.empty()) source.emplace(options.against);
   {

@@ -60,10 +60,13 @@ endif()
 # mixgemm_sources(TARGET GROUP sources...): adds files that MIXGEMM_UNITY compiles together with the
 # others of the group, because most of the work is reading the headers that they share. What their
 # anonymous namespaces hold is one then, so each name exists once. Files with options of their own
-# stay apart.
+# stay apart. MIXGEMM_UNITY=WHOLE makes a target one group: least work where all is compiled once.
 function(mixgemm_sources target group)
   target_sources(${target} PRIVATE ${ARGN})
   if(MIXGEMM_UNITY)
+    if(MIXGEMM_UNITY STREQUAL WHOLE)
+      set(group whole)
+    endif()
     set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
     set_source_files_properties(${ARGN} TARGET_DIRECTORY ${target} PROPERTIES UNITY_GROUP ${group})
   endif()

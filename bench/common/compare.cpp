@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -56,10 +55,9 @@ std::string key_of(const Json& row) {
                                 &kind == &kGemm ? "" : " ", text(row, kind.name_key),
                                 number(row, "m"), text(row, "act"), text(row, "weight"),
                                 group == 0 ? std::string("per column") : fmt::format("g{}", group));
-  const auto out = std::back_inserter(key);
-  if (text(row, "zero") != "none") fmt::format_to(out, " zero {}", text(row, "zero"));
-  if (!flag(row, "pdl", false) && text(row, "device") != "cpu") fmt::format_to(out, " no PDL");
-  if (!flag(row, "auto", false)) fmt::format_to(out, " {}", text(row, "config"));
+  if (text(row, "zero") != "none") key += fmt::format(" zero {}", text(row, "zero"));
+  if (!flag(row, "pdl", false) && text(row, "device") != "cpu") key += " no PDL";
+  if (!flag(row, "auto", false)) key += fmt::format(" {}", text(row, "config"));
   return key;
 }
 

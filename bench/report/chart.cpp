@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <limits>
 
 namespace mixgemm::bench {
@@ -104,25 +103,23 @@ std::string xy_chart(const ChartText& text, const std::vector<Series>& series) {
       "<svg viewBox=\"0 0 {0} {1}\" width=\"{0}\" height=\"{1}\" role=\"img\" aria-label=\"{2}\">"
       "<text class=\"title\" x=\"0\" y=\"14\">{2}</text>",
       text.width, text.height, escape(text.title));
-  const auto out = std::back_inserter(svg);
   for (const double v : ticks(y_low, y_high, text.log_y, false)) {
-    fmt::format_to(
-        out,
+    svg += fmt::format(
         "<line class=\"grid\" x1=\"{0:.1f}\" x2=\"{1:.1f}\" y1=\"{2:.1f}\" y2=\"{2:.1f}\"/>"
         "<text class=\"tick\" text-anchor=\"end\" x=\"{3:.1f}\" y=\"{4:.1f}\">{5}</text>",
         kLeft, text.width - kRight, y(v), kLeft - 5, y(v) + 3.5, tick_label(v));
   }
   for (const double v : ticks(x_low, x_high, true, text.powers_of_two)) {
-    fmt::format_to(
-        out, "<text class=\"tick\" text-anchor=\"middle\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>",
-        x(v), text.height - kBottom + 14, tick_label(v));
+    svg += fmt::format(
+        "<text class=\"tick\" text-anchor=\"middle\" x=\"{:.1f}\" y=\"{:.1f}\">{}</text>", x(v),
+        text.height - kBottom + 14, tick_label(v));
   }
-  fmt::format_to(out,
-                 "<text class=\"tick\" text-anchor=\"middle\" x=\"{:.1f}\" y=\"{}\">{}</text>"
-                 "<text class=\"tick\" text-anchor=\"middle\" transform=\"translate(10 {:.1f}) "
-                 "rotate(-90)\">{}</text>",
-                 (kLeft + text.width - kRight) / 2, text.height - 6, escape(text.x_label),
-                 (kTop + text.height - kBottom) / 2, escape(text.y_label));
+  svg += fmt::format(
+      "<text class=\"tick\" text-anchor=\"middle\" x=\"{:.1f}\" y=\"{}\">{}</text>"
+      "<text class=\"tick\" text-anchor=\"middle\" transform=\"translate(10 {:.1f}) "
+      "rotate(-90)\">{}</text>",
+      (kLeft + text.width - kRight) / 2, text.height - 6, escape(text.x_label),
+      (kTop + text.height - kBottom) / 2, escape(text.y_label));
   for (const Series& s : series) {
     if (s.points.empty()) continue;
     if (s.line) {
@@ -130,15 +127,14 @@ std::string xy_chart(const ChartText& text, const std::vector<Series>& series) {
       for (const auto& [px, py] : s.points) {
         path += fmt::format("{}{:.1f} {:.1f}", path.empty() ? "M" : "L", x(px), y(py));
       }
-      fmt::format_to(out, "<path class=\"line {}\" d=\"{}\"/>", s.style, path);
+      svg += fmt::format("<path class=\"line {}\" d=\"{}\"/>", s.style, path);
     }
     if (!s.markers) continue;
     for (std::size_t i = 0; i < s.points.size(); ++i) {
       const std::string tip = s.tips.empty() ? fmt::format("{}: {:.4g}, {:.4g}", s.name,
                                                            s.points[i].first, s.points[i].second)
                                              : s.tips[i];
-      fmt::format_to(
-          out,
+      svg += fmt::format(
           "<circle class=\"dot {}\" cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"{}\"><title>{}</title>"
           "</circle>",
           s.style, x(s.points[i].first), y(s.points[i].second), s.line ? "3" : "4", escape(tip));

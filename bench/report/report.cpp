@@ -16,6 +16,7 @@
 #include "common/statistics.hpp"
 #include "report/chart.hpp"
 #include "report/style.hpp"
+#include "util/join.hpp"
 
 namespace mixgemm::bench {
 namespace {
@@ -454,9 +455,8 @@ std::string report_html(const ReportInput& input) {
       "content=\"width=device-width\"><title>mixgemm on {0}</title><style>{1}</style></head><body>"
       "<main>\n<h1>mixgemm on {0}</h1>\n<p class=\"note\">Commit {2}; {3} rows, {4} failed; from "
       "{5}.</p>\n",
-      escape(fmt::format("{}", fmt::join(devices, ", "))), kStyle,
-      escape(fmt::format("{}", fmt::join(commits, ", "))), measured, failed,
-      escape(fmt::format("{}", fmt::join(input.sources, ", "))));
+      escape(joined(devices)), kStyle, escape(joined(commits)), measured, failed,
+      escape(joined(input.sources)));
   html +=
       "<p>Times are medians of replays of a CUDA graph with cold weights; on the CPU, of repeated "
       "calls. The <b>streaming floor</b> is what the machine needs merely to read the packed "

@@ -197,9 +197,9 @@ struct PackedOpenOptions {
 class MIXGEMM_API PackedCheckpoint {
  public:
   /// Opens what SafetensorsFile::open() accepts and checks every packed header against its tensors.
-  /// Fails additionally with invalid_argument when the file is no packed checkpoint, with
-  /// version_mismatch for another format version, with corrupt_data when a header contradicts
-  /// itself or its tensors. The message names layer, field, rule and value.
+  /// Fails additionally with version_mismatch for another format version, with corrupt_data when
+  /// the file is no packed checkpoint or a header contradicts itself or its tensors. The message
+  /// names layer, field, rule and value.
   static Result<PackedCheckpoint> open(const std::string& path,
                                        const PackedOpenOptions& options = {});
   /// The same for an opened file.

@@ -21,7 +21,7 @@ enum class StatusCode : int {
   unsupported = 2,       ///< legal, but this build or this machine can't do it
   not_found = 3,         ///< no such file, tensor, layer, kernel
   io_error = 4,          ///< the operating system refused to read or write
-  corrupt_data = 5,      ///< a file contradicts itself: checksum, offsets, shapes
+  corrupt_data = 5,      ///< a file contradicts itself, or isn't what it was taken for
   version_mismatch = 6,  ///< written by a format version this library does not read
   out_of_memory = 7,
   device_error = 8,  ///< CUDA reported an error

@@ -5,16 +5,15 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <string>
 #include <utility>
 
 #include "layout/packed.hpp"
+#include "weight/checks.hpp"
 
 namespace mixgemm {
 namespace {
 
-constexpr std::int64_t kMaxDimension = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kElementBytes = 2;  // of X, Y, bias and residual
 
 /// Formats a failure into `status` and returns false. Out of line and cold, so that the good path

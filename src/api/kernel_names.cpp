@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "api/kernel_names.hpp"
+#include "util/join.hpp"
 
 #include <fmt/format.h>
 
@@ -57,7 +58,7 @@ Status kernel_not_found(std::string_view name, const std::vector<std::string>& c
   std::string message = fmt::format("no kernel \"{}{}\"", name.substr(0, kShownChars),
                                     name.size() > kShownChars ? "..." : "");
   if (!nearest.empty()) {
-    message += fmt::format("; nearest: {}", fmt::join(nearest, ", "));
+    message += fmt::format("; nearest: {}", joined(nearest));
   }
   message += "; `mixgemm kernels` and mixgemm::kernels() list all of this build";
   if (!hint.empty()) message += fmt::format("; {}", hint);

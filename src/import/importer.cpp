@@ -7,6 +7,7 @@
 
 #include "import/errors.hpp"
 #include "util/half.hpp"
+#include "util/join.hpp"
 #include "weight/checks.hpp"
 
 namespace mixgemm {
@@ -47,7 +48,7 @@ Result<TensorInfo> layer_tensor(const SafetensorsFile& file, const std::string& 
   }
   if (std::find(dtypes.begin(), dtypes.end(), tensor->dtype) == dtypes.end()) {
     return failure(StatusCode::corrupt_data, "tensor {}: dtype must be {}; got {}", in_quotes(name),
-                   fmt::join(dtypes, " or "), tensor->dtype);
+                   joined(dtypes, " or "), tensor->dtype);
   }
   return *tensor;
 }
@@ -56,14 +57,13 @@ Status check_shape(const TensorInfo& tensor, const std::vector<std::int64_t>& sh
                    std::string_view rule) {
   if (tensor.shape == shape) return {};
   return failure(StatusCode::corrupt_data, "tensor {}: shape must be {} = [{}]; got [{}]",
-                 in_quotes(tensor.name), rule, fmt::join(shape, ", "),
-                 fmt::join(tensor.shape, ", "));
+                 in_quotes(tensor.name), rule, joined(shape), joined(tensor.shape));
 }
 
 Status check_matrix(const TensorInfo& tensor, std::string_view rule) {
   if (tensor.shape.size() == 2) return {};
   return failure(StatusCode::corrupt_data, "tensor {}: shape must be {}; got [{}]",
-                 in_quotes(tensor.name), rule, fmt::join(tensor.shape, ", "));
+                 in_quotes(tensor.name), rule, joined(tensor.shape));
 }
 
 Status check_layer_size(const std::string& layer, std::int64_t n, std::int64_t k) {

@@ -13,6 +13,7 @@
 #include "import/packed_header.hpp"
 #include "layout/packed.hpp"
 #include "mixgemm/checkpoint.hpp"
+#include "util/join.hpp"
 #include "util/parallel.hpp"
 
 namespace mixgemm {
@@ -75,7 +76,7 @@ Status PackedCheckpoint::Impl::add_layer(const std::string& name, std::string_vi
           "have {} [{}]; got {} [{}]",
           where(name), in_quotes(tensor_name), layer.n, layer.k, to_string(layer.spec.type),
           layer.spec.group_size, to_string(layer.spec.zero), to_string(layer.spec.scale_type),
-          part.dtype, fmt::join(part.shape, ", "), tensor->dtype, fmt::join(tensor->shape, ", "));
+          part.dtype, joined(part.shape), tensor->dtype, joined(tensor->shape));
     }
     layer.size_bytes += tensor->size_bytes();
   }
@@ -159,9 +160,10 @@ Result<PackedCheckpoint> PackedCheckpoint::from(const SafetensorsFile& file,
   const std::string& path = file.files().front();
   const auto version = file.metadata().find(std::string(kVersionKey));
   if (version == file.metadata().end()) {
-    return failure(StatusCode::invalid_argument,
-                   "{}: a packed checkpoint must have the metadata {}; this file has none", path,
-                   kVersionKey);
+    return failure(StatusCode::corrupt_data,
+                   "{}: a packed checkpoint must have the metadata {}; this file has none, only {} "
+                   "dense tensors",
+                   path, kVersionKey, file.tensors().size());
   }
   if (version->second != std::to_string(kPackedFormatVersion)) {
     return failure(StatusCode::version_mismatch, "{}: {} must be {}; got {}", path, kVersionKey,

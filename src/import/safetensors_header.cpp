@@ -8,6 +8,7 @@
 
 #include "import/errors.hpp"
 #include "import/json_reader.hpp"
+#include "util/join.hpp"
 
 namespace mixgemm {
 namespace {
@@ -293,7 +294,7 @@ Result<std::uint64_t> tensor_bytes(std::string_view name, std::string_view dtype
   if (overflow) {
     return failure(StatusCode::corrupt_data,
                    "{}: tensor {}: the size must be below 2^63 bits; got shape [{}] of {}", where,
-                   in_quotes(name), fmt::join(shape, ", "), dtype);
+                   in_quotes(name), joined(shape), dtype);
   }
   if (total_bits % 8 != 0) {
     return failure(StatusCode::corrupt_data,
@@ -324,8 +325,8 @@ Result<SafetensorsHeader> parse_safetensors_header(std::string_view json, std::u
     if (tensor.size_bytes() != *bytes) {
       return failure(StatusCode::corrupt_data,
                      "{}: tensor {}: data_offsets must span {} bytes, the size of {} [{}]; got {}",
-                     where, in_quotes(tensor.name), *bytes, tensor.dtype,
-                     fmt::join(tensor.shape, ", "), tensor.size_bytes());
+                     where, in_quotes(tensor.name), *bytes, tensor.dtype, joined(tensor.shape),
+                     tensor.size_bytes());
     }
   }
   std::stable_sort(header.tensors.begin(), header.tensors.end(), [](const auto& a, const auto& b) {
@@ -353,7 +354,7 @@ std::string format_safetensors_header(const std::vector<TensorInfo>& tensors,
     if (out.back() != '{') out += ',';
     out += fmt::format(R"({}:{{"dtype":{},"shape":[{}],"data_offsets":[{},{}]}})",
                        to_json_string(tensor.name), to_json_string(tensor.dtype),
-                       fmt::join(tensor.shape, ","), tensor.begin, tensor.end);
+                       joined(tensor.shape, ","), tensor.begin, tensor.end);
   }
   out += '}';
   return out;

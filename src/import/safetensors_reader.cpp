@@ -14,6 +14,7 @@
 #include "import/mapped_file.hpp"
 #include "import/safetensors_header.hpp"
 #include "mixgemm/checkpoint.hpp"
+#include "util/join.hpp"
 
 namespace mixgemm {
 namespace {
@@ -203,7 +204,7 @@ Result<TensorView> SafetensorsFile::find(std::string_view name) const {
     return failure(StatusCode::invalid_argument,
                    "{}: tensor {}: every dimension must be at least 1; got shape [{}]",
                    impl_->files[static_cast<std::size_t>(tensor->shard)], in_quotes(name),
-                   fmt::join(tensor->shape, ", "));
+                   joined(tensor->shape));
   }
   const Shard& shard = impl_->shards[static_cast<std::size_t>(tensor->shard)];
   if (Status status = shard.file->check_unchanged(); !status.ok()) return status;

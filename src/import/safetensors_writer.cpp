@@ -14,6 +14,7 @@
 #include "import/output_file.hpp"
 #include "import/safetensors_header.hpp"
 #include "mixgemm/checkpoint.hpp"
+#include "util/join.hpp"
 
 namespace mixgemm {
 namespace {
@@ -356,7 +357,7 @@ Status SafetensorsWriter::declare(const std::string& name, std::string_view dtyp
     if (dim < 1) {
       return failure(StatusCode::invalid_argument,
                      "{}: tensor {}: every dimension must be at least 1; got shape [{}]",
-                     impl_->path, in_quotes(name), fmt::join(shape, ", "));
+                     impl_->path, in_quotes(name), joined(shape));
     }
   }
   const Result<std::uint64_t> bytes = tensor_bytes(name, dtype, shape, impl_->path);

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <iterator>
 #include <memory>
 #include <random>
 #include <span>
@@ -91,19 +90,18 @@ class CudaPlan final : public Plan::Impl {
     const select::Estimate e =
         select::estimate(entry_.config, main_->config, problem(), device_.facts);
     std::string text = fmt::format("{}, {}\n", config_id(), why_);
-    const auto out = std::back_inserter(text);
-    fmt::format_to(
-        out,
+    text += fmt::format(
         "  {} tiles of {} x {} (N x M), {} steps of {} k; grid of {} CTAs in clusters of "
         "{}, {} threads and {} bytes of shared memory each; workspace {} bytes\n",
         g.cluster_tiles * main_->config.cluster_n * main_->config.cluster_m, entry_.config.tile_n,
         entry_.config.tile_m, g.k_tiles, entry_.config.tile_k, g.grid_ctas,
         main_->config.cluster_size(), g.threads, g.smem_bytes, workspace_bytes());
-    fmt::format_to(out, "  estimated {:.2f} us; the main loop waits for {}\n", e.total_us, e.bound);
-    fmt::format_to(out, "  in the manifest because: {}\n", entry_.reason);
+    text += fmt::format("  estimated {:.2f} us; the main loop waits for {}\n", e.total_us, e.bound);
+    text += fmt::format("  in the manifest because: {}\n", entry_.reason);
     if (plain_) {
-      fmt::format_to(out, "  where X or its leading dimension isn't 16-byte aligned: {}\n",
-                     select::config_id(entry_.id, problem().weight.group_size, plain_->config));
+      text +=
+          fmt::format("  where X or its leading dimension isn't 16-byte aligned: {}\n",
+                      select::config_id(entry_.id, problem().weight.group_size, plain_->config));
     }
     const auto tuned = tuning::find(device_.identity, problem());
     const auto candidates = select::explain(problem(), kernel_registry(), kernel_index(),

@@ -54,16 +54,15 @@ bool read_launch(Reader& reader, ParsedConfigId& id) {
 
 std::string config_id(std::string_view kernel_id, int group_size, const LaunchConfig& l) {
   std::string id = fmt::format("{}@g{}_c{}x{}", kernel_id, group_size, l.cluster_n, l.cluster_m);
-  const auto out = std::back_inserter(id);
-  if (l.cluster_k > 1) fmt::format_to(out, "x{}", l.cluster_k);
-  fmt::format_to(out, "_s{}", l.stages);
+  if (l.cluster_k > 1) id += fmt::format("x{}", l.cluster_k);
+  id += fmt::format("_s{}", l.stages);
   if (l.stream_k) {
-    fmt::format_to(out, "_streamk");
+    id += "_streamk";
   } else if (l.split_k > 1) {
-    fmt::format_to(out, "_sk{}", l.split_k);
+    id += fmt::format("_sk{}", l.split_k);
   }
-  if (l.one_pass) fmt::format_to(out, "_1p");
-  if (l.raster_m != LaunchConfig{}.raster_m) fmt::format_to(out, "_r{}", l.raster_m);
+  if (l.one_pass) id += "_1p";
+  if (l.raster_m != LaunchConfig{}.raster_m) id += fmt::format("_r{}", l.raster_m);
   return id;
 }
 

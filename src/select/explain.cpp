@@ -4,11 +4,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <iterator>
 #include <set>
 #include <utility>
 
 #include "select/config_id.hpp"
+#include "util/join.hpp"
 
 namespace mixgemm::select {
 namespace {
@@ -106,15 +106,14 @@ std::vector<PlanCandidate> explain(const Problem& problem, std::span<const Kerne
 
 std::string format_candidates(const std::vector<PlanCandidate>& candidates) {
   std::string text = "  estimated     tuned\n";
-  const auto out = std::back_inserter(text);
   std::vector<std::pair<std::string, std::vector<std::string>>> reasons;
   for (const PlanCandidate& c : candidates) {
     if (c.why_not.empty()) {
       const std::string tuned = c.tuned_us > 0 ? fmt::format("{:.2f}", c.tuned_us) : "-";
       const std::string estimated =
           c.estimated_us >= 0 ? fmt::format("{:.2f}", c.estimated_us) : "-";
-      fmt::format_to(out, "{} {:>8} us {:>6} us  {}{}\n", c.picked ? '>' : ' ', estimated, tuned,
-                     c.config, c.breakdown.empty() ? "" : "  (" + c.breakdown + ")");
+      text += fmt::format("{} {:>8} us {:>6} us  {}{}\n", c.picked ? '>' : ' ', estimated, tuned,
+                          c.config, c.breakdown.empty() ? "" : "  (" + c.breakdown + ")");
       continue;
     }
     const auto at = std::find_if(reasons.begin(), reasons.end(),
@@ -130,9 +129,9 @@ std::string format_candidates(const std::vector<PlanCandidate>& candidates) {
     const std::vector<std::string> shown(
         kernels.begin(),
         kernels.begin() + static_cast<std::ptrdiff_t>(std::min(kernels.size(), kShown)));
-    fmt::format_to(out, "  out: {} kernel{} ({}{}): {}\n", kernels.size(),
-                   kernels.size() == 1 ? "" : "s", fmt::join(shown, ", "),
-                   kernels.size() > kShown ? ", ..." : "", why);
+    text += fmt::format("  out: {} kernel{} ({}{}): {}\n", kernels.size(),
+                        kernels.size() == 1 ? "" : "s", joined(shown),
+                        kernels.size() > kShown ? ", ..." : "", why);
   }
   return text;
 }

@@ -13,6 +13,7 @@
 
 #include "mixgemm/version.hpp"
 #include "tuning/shipped.hpp"
+#include "util/join.hpp"
 #include "util/log.hpp"
 
 namespace mixgemm::tuning {
@@ -38,8 +39,8 @@ struct Active {
       ++source.num_entries;
     }
     if (!foreign.empty()) {
-      source.note = fmt::format("ignored: entries of library {}, this is {}",
-                                fmt::join(foreign, ", "), version());
+      source.note =
+          fmt::format("ignored: entries of library {}, this is {}", joined(foreign), version());
       log::warn("tuning cache {}: {}", name, source.note);
     }
     log::debug("tuning cache {}: {} entries", name, source.num_entries);

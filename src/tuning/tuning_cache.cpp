@@ -19,11 +19,12 @@
 #include "api/check.hpp"
 #include "import/output_file.hpp"
 #include "mixgemm/version.hpp"
+#include "util/join.hpp"
 
 namespace mixgemm {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 constexpr char kFormatKey[] = "mixgemm_tuning";
 // A cache of every layer of a hundred models takes some MB; more is another kind of file.
@@ -70,18 +71,19 @@ bool tile_fits(const TuningEntry& entry, std::int64_t m) {
 // ---- Reading ------------------------------------------------------------------------------------
 
 /// Reads fields of one JSON object and remembers the first rule that one breaks.
-class Fields {
+class EntryFields {
  public:
-  Fields(const Json& object, std::string where) : object_(object), where_(std::move(where)) {}
+  EntryFields(const OrderedJson& object, std::string where)
+      : object_(object), where_(std::move(where)) {}
 
   std::string text(const char* name, bool required = true) {
-    const Json* value = find(name, required);
+    const OrderedJson* value = find(name, required);
     if (value == nullptr) return {};
     if (!value->is_string()) return fail(name, "a string", *value), std::string();
     return value->get<std::string>();
   }
   std::int64_t integer(const char* name, std::int64_t min, std::int64_t max, bool required = true) {
-    const Json* value = find(name, required);
+    const OrderedJson* value = find(name, required);
     if (value == nullptr) return min;
     if (!value->is_number_integer() || value->get<std::int64_t>() < min ||
         value->get<std::int64_t>() > max) {
@@ -92,7 +94,7 @@ class Fields {
   }
   /// A finite number above 0 (or from 0 on); `absent` where there is none.
   double number(const char* name, bool zero_allowed, std::optional<double> absent = {}) {
-    const Json* value = find(name, !absent);
+    const OrderedJson* value = find(name, !absent);
     if (value == nullptr) return absent.value_or(0);
     const double number = value->is_number() ? value->get<double>() : -1;
     if (!std::isfinite(number) || number < 0 || (number == 0 && !zero_allowed)) {
@@ -101,7 +103,7 @@ class Fields {
     return number;
   }
   bool flag(const char* name) {
-    const Json* value = find(name, false);
+    const OrderedJson* value = find(name, false);
     if (value == nullptr) return false;
     if (!value->is_boolean()) return fail(name, "true or false", *value), false;
     return value->get<bool>();
@@ -109,16 +111,16 @@ class Fields {
   /// The index of one of `names`.
   template <std::size_t N>
   std::size_t choice(const char* name, const std::string_view (&names)[N]) {
-    const Json* value = find(name, true);
+    const OrderedJson* value = find(name, true);
     if (value == nullptr) return 0;
     for (std::size_t i = 0; i < N; ++i) {
       if (value->is_string() && value->get_ref<const std::string&>() == names[i]) return i;
     }
-    fail(name, fmt::format("one of {}", fmt::join(names, ", ")), *value);
+    fail(name, fmt::format("one of {}", joined(names)), *value);
     return 0;
   }
-  void fail(const char* name, std::string_view rule, const Json& got) {
-    std::string shown = got.dump(-1, ' ', false, Json::error_handler_t::replace);
+  void fail(const char* name, std::string_view rule, const OrderedJson& got) {
+    std::string shown = got.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
     constexpr std::size_t kShown = 80;
     if (shown.size() > kShown) shown = shown.substr(0, kShown) + "...";
     set_error(fmt::format("{}.{} must be {}; got {}", where_, name, rule, shown));
@@ -126,7 +128,7 @@ class Fields {
   const std::string& error() const { return error_; }
 
  private:
-  const Json* find(const char* name, bool required) {
+  const OrderedJson* find(const char* name, bool required) {
     const auto found = object_.find(name);
     if (found != object_.end()) return &*found;
     if (required) set_error(fmt::format("{} must have \"{}\"", where_, name));
@@ -136,7 +138,7 @@ class Fields {
     if (error_.empty()) error_ = std::move(error);
   }
 
-  const Json& object_;
+  const OrderedJson& object_;
   std::string where_;
   std::string error_;
 };
@@ -157,9 +159,9 @@ bool is_config_id(std::string_view text) {
 }
 
 /// Fills `entry`, whose device and library are set. Returns the broken rule, or nothing.
-std::string read_entry(const Json& json, const std::string& where, TuningEntry& entry) {
+std::string read_entry(const OrderedJson& json, const std::string& where, TuningEntry& entry) {
   if (!json.is_object()) return where + " must be an object";
-  Fields fields(json, where);
+  EntryFields fields(json, where);
   Problem& p = entry.problem;
   p.device = entry.device.device;
   p.act = fields.choice("act", kActs) == 1 ? DataType::bf16 : DataType::f16;
@@ -181,34 +183,34 @@ std::string read_entry(const Json& json, const std::string& where, TuningEntry& 
   for (const auto& [name, id] :
        {std::pair("config", &entry.config), std::pair("model_config", &entry.model_config)}) {
     if (is_config_id(*id) || (id->empty() && id == &entry.model_config)) continue;
-    fields.fail(name, "a configuration id", Json(*id));
+    fields.fail(name, "a configuration id", OrderedJson(*id));
     return fields.error();
   }
   if (Status s = check_problem(p); !s) return fmt::format("{}: {}", where, s.message());
   return {};
 }
 
-std::string read_table(const Json& json, const std::string& where, TuningCache& cache) {
+std::string read_table(const OrderedJson& json, const std::string& where, TuningCache& cache) {
   if (!json.is_object()) return where + " must be an object";
-  Fields fields(json, where);
+  EntryFields fields(json, where);
   TuningEntry entry;
   entry.library = fields.text("library");
-  const Json none = Json::object();
-  const Json& device = json.contains("device") ? json["device"] : none;
+  const OrderedJson none = OrderedJson::object();
+  const OrderedJson& device = json.contains("device") ? json["device"] : none;
   if (!device.is_object()) return where + ".device must be an object";
-  Fields device_fields(device, where + ".device");
+  EntryFields device_fields(device, where + ".device");
   entry.device.device = device_fields.choice("kind", kDevices) == 1 ? Device::cuda : Device::cpu;
   entry.device.name = device_fields.text("name");
   entry.device.arch = static_cast<int>(device_fields.integer("arch", 0, 10000));
   entry.device.num_sms = static_cast<int>(device_fields.integer("num_sms", 1, 1 << 20));
-  for (const Fields* read : {&fields, &device_fields}) {
+  for (const EntryFields* read : {&fields, &device_fields}) {
     if (!read->error().empty()) return read->error();
   }
   if (!json.contains("entries") || !json["entries"].is_array()) {
     return where + " must have a list \"entries\"";
   }
   std::size_t index = 0;
-  for (const Json& row : json["entries"]) {
+  for (const OrderedJson& row : json["entries"]) {
     TuningEntry read = entry;
     const std::string error = read_entry(row, fmt::format("{}.entries[{}]", where, index++), read);
     if (!error.empty()) return error;
@@ -222,21 +224,21 @@ std::string read_table(const Json& json, const std::string& where, TuningCache& 
 double rounded(double value, double unit) { return std::round(value / unit) * unit; }
 
 /// The shortest text that reads back as the value, to the thousandth of a microsecond.
-Json microseconds(double us) { return std::stod(fmt::format("{:.6g}", rounded(us, 1e-3))); }
+OrderedJson microseconds(double us) { return std::stod(fmt::format("{:.6g}", rounded(us, 1e-3))); }
 
-std::string text_of(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+std::string text_of(const OrderedJson& json) {
+  return json.dump(-1, ' ', false, OrderedJson::error_handler_t::replace);
 }
 
-Json entry_json(const TuningEntry& e) {
+OrderedJson entry_json(const TuningEntry& e) {
   const Problem& p = e.problem;
-  Json json = {{"act", kActs[p.act == DataType::bf16]},
-               {"weight", to_string(p.weight.type)},
-               {"group", p.weight.group_size},
-               {"zero", to_string(p.weight.zero)},
-               {"n", p.n},
-               {"k", p.k},
-               {"m", p.m}};
+  OrderedJson json = {{"act", kActs[p.act == DataType::bf16]},
+                      {"weight", to_string(p.weight.type)},
+                      {"group", p.weight.group_size},
+                      {"zero", to_string(p.weight.zero)},
+                      {"n", p.n},
+                      {"k", p.k},
+                      {"m", p.m}};
   if (p.batch_invariant) json["batch_invariant"] = true;
   json["config"] = e.config;
   json["us"] = microseconds(e.us);
@@ -253,12 +255,12 @@ Result<TuningCache> TuningCache::parse(std::string_view text, const std::string&
   const auto corrupt = [&](std::string_view rule) {
     return Status(StatusCode::corrupt_data, fmt::format("tuning cache {}: {}", name, rule));
   };
-  const Json json = Json::parse(text, nullptr, false);
+  const OrderedJson json = OrderedJson::parse(text, nullptr, false);
   if (json.is_discarded()) return corrupt("must be JSON");
   if (!json.is_object() || !json.contains(kFormatKey)) {
     return corrupt(fmt::format("must be an object with \"{}\"", kFormatKey));
   }
-  const Json& version = json[kFormatKey];
+  const OrderedJson& version = json[kFormatKey];
   if (!version.is_number_integer()) {
     return corrupt(
         fmt::format("{} must be a format version; got {}", kFormatKey, text_of(version)));
@@ -273,7 +275,7 @@ Result<TuningCache> TuningCache::parse(std::string_view text, const std::string&
   }
   TuningCache cache;
   std::size_t index = 0;
-  for (const Json& table : json["tables"]) {
+  for (const OrderedJson& table : json["tables"]) {
     const std::string error = read_table(table, fmt::format("tables[{}]", index++), cache);
     if (!error.empty()) return corrupt(error);
   }
@@ -310,13 +312,13 @@ std::string TuningCache::to_json() const {
   for (const TuningEntry& e : entries_) {
     if (last == nullptr ||
         table_key(last->device, last->library) != table_key(e.device, e.library)) {
-      const Json device = {{"kind", to_string(e.device.device)},
-                           {"name", e.device.name},
-                           {"arch", e.device.arch},
-                           {"num_sms", e.device.num_sms}};
-      text +=
-          fmt::format("{}\n{{\"device\": {}, \"library\": {}, \"entries\": [",
-                      last == nullptr ? "" : "\n]},", text_of(device), text_of(Json(e.library)));
+      const OrderedJson device = {{"kind", to_string(e.device.device)},
+                                  {"name", e.device.name},
+                                  {"arch", e.device.arch},
+                                  {"num_sms", e.device.num_sms}};
+      text += fmt::format("{}\n{{\"device\": {}, \"library\": {}, \"entries\": [",
+                          last == nullptr ? "" : "\n]},", text_of(device),
+                          text_of(OrderedJson(e.library)));
       last = nullptr;
     }
     text += fmt::format("{}\n{}", last == nullptr ? "" : ",", text_of(entry_json(e)));

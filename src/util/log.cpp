@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "util/log.hpp"
+#include "util/join.hpp"
 
 #include <cstdio>
 #include <cstdlib>
@@ -16,8 +17,8 @@ Level read_level() {
   for (std::size_t i = 0; i < std::size(kNames); ++i) {
     if (kNames[i] == wanted) return static_cast<Level>(i);
   }
-  fmt::print(stderr, "mixgemm: warn: MIXGEMM_LOG must be one of {}; got {}\n",
-             fmt::join(kNames, ", "), wanted);
+  fmt::print(stderr, "mixgemm: warn: MIXGEMM_LOG must be one of {}; got {}\n", joined(kNames),
+             wanted);
   return Level::warn;
 }
 

@@ -4,15 +4,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <limits>
 
 #include "layout/packed.hpp"
 #include "util/half.hpp"
 
 namespace mixgemm {
 namespace {
-
-constexpr std::int64_t kMaxDimension = std::numeric_limits<std::int32_t>::max();
 
 Status invalid(std::string message) {
   return Status(StatusCode::invalid_argument, std::move(message));

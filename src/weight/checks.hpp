@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string_view>
 
@@ -14,6 +15,9 @@ namespace mixgemm {
 
 /// Every enumerator known, group size 0, 16, 32, 64 or 128, scale type f16 or bf16.
 Status check_spec(const QuantSpec& spec);
+
+/// The largest M, N and K.
+inline constexpr std::int64_t kMaxDimension = std::numeric_limits<std::int32_t>::max();
 
 /// 1 ≤ N, K < 2^31, as for a Problem: no product of sizes then overflows an int64_t.
 Status check_size(std::int64_t n, std::int64_t k);

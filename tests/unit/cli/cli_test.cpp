@@ -324,7 +324,19 @@ TEST_F(Cli, VerifyAgainstAnotherModelDiffers) {
   EXPECT_EQ(run({"verify", packed, "--against", path("model.safetensors"), "--max-error", "0.001"})
                 .exit_code,
             7);
-  expect_failure({"verify", path("model.safetensors")}, 2, {"model.safetensors"});
+}
+
+TEST_F(Cli, VerifyRefusesAFileWithoutPackedLayers) {
+  const auto model = write_model();
+  const auto without = [](const std::string& what) {
+    return std::vector<std::string>{"must have", what, "this file has none"};
+  };
+  expect_failure({"verify", model}, 5, without(model));
+  expect_failure({"verify", model}, 5, without("mixgemm.format_version"));
+  auto writer = PackedCheckpointWriter::create(path("empty.safetensors")).value();
+  writer.finish().throw_if_error();
+  expect_failure({"verify", path("empty.safetensors")}, 5, without("empty.safetensors"));
+  expect_failure({"verify", path("empty.safetensors")}, 5, without("at least one packed layer"));
 }
 
 TEST_F(Cli, RunMultipliesWhatTheFileHolds) {

@@ -351,7 +351,8 @@ TEST_F(Tampered, UnchangedIsAccepted) {
 
 TEST_F(Tampered, FileIsNoPackedCheckpoint) {
   header_["__metadata__"].erase("mixgemm.format_version");
-  expect_failure(open(), StatusCode::invalid_argument, {"mixgemm.format_version"});
+  expect_failure(open(), StatusCode::corrupt_data,
+                 {"mixgemm.format_version", "this file has none"});
 }
 
 TEST_F(Tampered, OtherVersions) {
