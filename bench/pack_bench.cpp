@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Throughput of pack, unpack and quantize on one core, over a 4096 × 4096 layer. "source" counts
-// the 2 bytes a weight has as fp16, the unit in which packing is asked to reach 1 GB/s per core.
+// the 2 bytes a weight has as fp16, the unit in which packing is asked to reach 1 GB/s per core;
+// "extra_KB" is the memory that quantizing takes beside its input and its result.
 #include <benchmark/benchmark.h>
+#include <malloc.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <random>
 #include <vector>
@@ -66,8 +70,26 @@ void unpack_codes(benchmark::State& state) {
   report(state);
 }
 
+/// Bytes that malloc has handed out.
+std::size_t allocated() {
+  const struct mallinfo2 info = mallinfo2();
+  return info.uordblks + info.hblkhd;
+}
+
+/// Peak of what quantizing and packing has allocated, less the result.
+std::size_t extra_bytes(QuantizeOptions options) {
+  const std::size_t before = allocated();
+  std::size_t peak = before;
+  options.progress = [&](double) { peak = std::max(peak, allocated()); };
+  const auto packed =
+      quantize_packed(dense().data(), DataType::f16, kRows, kColumns, kColumns, options).value();
+  return peak - before - packed.size_bytes();
+}
+
 void quantize_codes(benchmark::State& state) {
   const QuantizeOptions options = options_of(state, state.range(3) != 0);
+  dense();  // made before anything is measured
+  state.counters["extra_KB"] = static_cast<double>(extra_bytes(options)) / 1024.0;
   for (auto _ : state) {
     benchmark::DoNotOptimize(
         quantize_packed(dense().data(), DataType::f16, kRows, kColumns, kColumns, options)

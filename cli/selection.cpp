@@ -8,6 +8,8 @@
 #include <memory>
 #include <system_error>
 
+#include "util/join.hpp"
+
 namespace mixgemm::cli {
 namespace {
 
@@ -102,6 +104,11 @@ std::vector<QuantizeJob> select_weights(const SafetensorsFile& source, const Qua
       continue;
     }
     if (exclude.given() && exclude.matches(tensor.name)) continue;
+    if (tensor.shape[0] == 0 || tensor.shape[1] == 0) {
+      throw Error(StatusCode::corrupt_data,
+                  fmt::format("{}: tensor {}: a weight's dimensions must be at least 1; got [{}]",
+                              input, tensor.name, joined(tensor.shape)));
+    }
     QuantizeJob job;
     job.tensor = &tensor;
     job.type = *type;

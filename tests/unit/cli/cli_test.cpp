@@ -256,6 +256,18 @@ TEST_F(Cli, NonFiniteWeightsAreNamedAndLeaveNoFile) {
   }
 }
 
+TEST_F(Cli, WeightsOfSizeZeroAreNamedAndLeaveNoFile) {
+  const std::string header =
+      R"({"a.weight": {"dtype": "F32", "shape": [0, 128], "data_offsets": [0, 0]}})";
+  const std::uint64_t length = header.size();
+  std::ofstream(path("empty.safetensors"), std::ios::binary)
+          .write(reinterpret_cast<const char*>(&length), sizeof(length))
+      << header;
+  expect_failure({"quantize", path("empty.safetensors"), "-o", path("q.safetensors")}, 5,
+                 {"empty.safetensors", "a.weight", "at least 1", "[0, 128]"});
+  EXPECT_FALSE(fs::exists(path("q.safetensors")));
+}
+
 TEST_F(Cli, AnExistingOutputSurvivesAFailure) {
   const auto packed = write_packed();
   const auto before = read_text(packed);
@@ -377,7 +389,7 @@ TEST_F(Cli, RunRefusesWhatDoesNotFit) {
   const auto model = path("model.safetensors");
   expect_failure({"run", packed, "--layer", "c", "--m", "1"}, 3, {"no packed layer c", "a, b"});
   expect_failure({"run", packed, "--layer", "a", "--m", "1", "--x", model}, 3, {"tensor named x"});
-  expect_failure({"run", model, "--layer", "a", "--m", "1"}, 2, {"model.safetensors"});
+  expect_failure({"run", model, "--layer", "a", "--m", "1"}, 5, {"model.safetensors"});
   expect_failure({"run", packed, "--layer", "a", "--m", "1", "--kernel", "no_such_kernel"}, 3,
                  {"no_such_kernel"});
   const auto write_x = [&](const std::vector<float>& x, std::int64_t rows) {
