@@ -17,6 +17,7 @@ namespace mixgemm {
 enum class Schedule : std::uint8_t {
   cooperative,  ///< SM90: all consumer warpgroups share one tile, 64 weight rows or more each
   pingpong,     ///< SM90: consumer warpgroups take turns, each with a whole tile
+  warp_mma,     ///< SM90: as cooperative, but warps multiply with mma.sync: few tokens
   streaming,    ///< decode: strips balanced over all CTAs, K split over the warps
   multistage,   ///< SM80: cp.async ring, every warp loads and multiplies
 };
@@ -309,11 +310,17 @@ constexpr const char* why_illegal(const KernelConfig& c) {
     }
     return nullptr;
   }
-  if (c.arch != 90) return "cooperative and pingpong schedules need arch 90";
-  if (!is_wgmma_tokens(c.tile_m)) {
+  if (c.arch != 90) return "cooperative, pingpong and warp_mma schedules need arch 90";
+  if (c.schedule == Schedule::warp_mma) {
+    if (c.tile_m != 16 && c.tile_m != 32 && c.tile_m != 48 && c.tile_m != 64) {
+      return "warp_mma: tile_m must be 16, 32, 48 or 64";
+    }
+  } else if (!is_wgmma_tokens(c.tile_m)) {
     return "tile_m must be 8, 16, 24, 32, 48, 64, 96, 128, 192 or 256 (sizes in ptx/wgmma.cuh)";
   }
-  if (c.tile_k != 64 && c.tile_k != 128) return "tile_k must be 64 or 128";
+  if (c.tile_k != 64 && c.tile_k != 128 && c.tile_k != 256) {
+    return "tile_k must be 64, 128 or 256";
+  }
   if (c.consumer_warpgroups < 1 || c.consumer_warpgroups > 4) {
     return "consumer_warpgroups must be 1 to 4";
   }
@@ -347,8 +354,8 @@ constexpr const char* why_illegal(const KernelConfig& c, const LaunchConfig& l, 
     return "the strips of a tile must divide by cluster_m";
   }
   if (l.cluster_n > 1 && !x_by_tma) return "cluster_n > 1 needs X loaded by TMA";
-  if (l.cluster_k > 1 && c.schedule != Schedule::cooperative) {
-    return "cluster_k > 1 needs the cooperative schedule";
+  if (l.cluster_k > 1 && c.schedule == Schedule::pingpong) {
+    return "pingpong: cluster_k must be 1";
   }
   if (l.cluster_k > 1 && (l.split_k > 1 || l.stream_k)) {
     return "K is split either inside clusters or through the workspace, not both";

@@ -51,7 +51,7 @@ class KernelId {
 /// The compiled part of a configuration's name, e.g. "sm90_f16_i4_gz_t128x256x64_coop". `epilogue`
 /// must be at most 48 characters.
 constexpr KernelId kernel_id(const KernelConfig& c, std::string_view epilogue = "standard") {
-  constexpr std::string_view kSchedules[] = {"coop", "pp", "stream", "multi"};
+  constexpr std::string_view kSchedules[] = {"coop", "pp", "mma", "stream", "multi"};
   constexpr std::string_view kQuants[] = {"c", "g", "gz"};
   KernelId id;
   id << "sm" << c.arch << (c.act == DataType::bf16 ? "_bf16" : "_f16")

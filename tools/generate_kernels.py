@@ -31,10 +31,12 @@ MANIFEST = ROOT / "kernels" / "manifest.toml"
 ACTS = ("f16", "bf16")
 WEIGHTS = ("i4", "i8")
 QUANTS = ("c", "g", "gz", "fg", "fgz")
-SCHEDULES = {"coop": "cooperative", "pp": "pingpong", "stream": "streaming", "multi": "multistage"}
+SCHEDULES = {"coop": "cooperative", "pp": "pingpong", "mma": "warp_mma", "stream": "streaming",
+             "multi": "multistage"}
 TEMPLATES = {  # architecture and schedule -> header and kernel template
     (90, "coop"): ("sm90/gemm_tiled.cuh", "gemm_tiled"),
     (90, "pp"): ("sm90/gemm_tiled.cuh", "gemm_tiled"),
+    (90, "mma"): ("sm90/gemm_tiled.cuh", "gemm_tiled"),
     (90, "stream"): ("sm90/gemm_streaming.cuh", "gemm_streaming"),
     (80, "multi"): ("sm80/gemm_multistage.cuh", "gemm_multistage"),
     (80, "stream"): ("sm80/gemm_streaming.cuh", "gemm_warp_streaming"),
@@ -158,7 +160,7 @@ class Kernel:
         if cluster_k == 1:
             return True
         ring = max(self.max_stages() * self.stage_bytes(), self.tile_m * (self.tile_n + 4) * 4)
-        return (self.schedule == "coop"
+        return (self.schedule != "pp"
                 and self.fixed_bytes() + align_up(ring, 1024) <= 227 * 1024)
 
     def configuration_ids(self):

@@ -30,6 +30,7 @@ REGISTERS_PER_SM = 65536
 # What a schedule's machine code must hold: tensor cores fed by wgmma or mma.sync, bulk or asynchronous
 # copies.
 REQUIRED_SASS = {(90, "coop"): (r"HGMMA", r"UTMALDG"), (90, "pp"): (r"HGMMA", r"UTMALDG"),
+                 (90, "mma"): (r"HMMA", r"LDSM", r"UTMALDG"),
                  (90, "stream"): (r"HG?MMA", r"UTMALDG|UBLKCP"),
                  (80, "multi"): (r"HMMA", r"LDGSTS", r"LDSM"),
                  (80, "stream"): (r"HMMA", r"LDGSTS", r"LDSM")}

@@ -34,6 +34,8 @@ class Output {
   static constexpr int kPitch = staging_pitch_elems(kConfig);
   static constexpr int kPartialPitch = partial_pitch_elems(kConfig);
   static constexpr int kConsumerThreads = kConfig.consumer_warpgroups * kWarpgroupThreads;
+  static constexpr int kBlockSums = kTileM / 2;          // of a thread in a row block
+  static constexpr int kSums = kRowBlocks * kBlockSums;  // of a thread
   using Accumulators = float[kRowBlocks][kTileM / 2];
 
   __device__ __forceinline__ Output(const Params& p, char* staging, int warpgroup)
@@ -62,8 +64,8 @@ class Output {
   }
 
   /// Adds what leave_partial left in the slots of `count` clusters, slot_step apart, in order, once
-  /// all of it is there, and clears their flags for the next launch. contributes(i): did cluster i
-  /// leave anything? All flags are awaited at once: a round trip each would add up.
+  /// it is there, and clears their flags for the next launch. contributes(i): did cluster i leave
+  /// anything? Several clusters are waited for and read at a time: a round trip each would add up.
   template <class Contributes>
   __device__ __forceinline__ void take_partials(Accumulators& acc, int first_slot, int slot_step,
                                                 int count, int slots,
@@ -73,16 +75,35 @@ class Output {
       while (ptx::ld_acquire_gpu(flag(first_slot + i * slot_step)) != p_.flag_tag) __nanosleep(20);
     }
     sync();
-    for (int i = 0; i < count; ++i) {
-      if (!contributes(i)) continue;
-      const float4* const in = partial_slot(first_slot + i * slot_step, slots);
-      for_each_quad([&](int r, int j, int at) {
-        const float4 v = __ldcg(in + at);
-        acc[r][j] += v.x;
-        acc[r][j + 1] += v.y;
-        acc[r][j + 2] += v.z;
-        acc[r][j + 3] += v.w;
-      });
+    constexpr int kAtOnce = read_batch(kSums / 4).clusters;
+    constexpr int kQuads = read_batch(kSums / 4).vectors;
+#pragma unroll
+    for (int first_quad = 0; first_quad < kSums / 4; first_quad += kQuads) {
+      for (int first = 0; first < count; first += kAtOnce) {
+        float4 v[kAtOnce][kQuads];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (first + i >= count || !contributes(first + i)) continue;
+          const float4* const in = partial_slot(first_slot + (first + i) * slot_step, slots);
+#pragma unroll
+          for (int q = 0; q < kQuads; ++q) {
+            v[i][q] = __ldcg(in + (first_quad + q) * kWarpgroupThreads + thread());
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (first + i >= count || !contributes(first + i)) continue;
+#pragma unroll
+          for (int q = 0; q < kQuads; ++q) {
+            const int s = 4 * (first_quad + q);
+            float* const sum = acc[s / kBlockSums] + s % kBlockSums;
+            sum[0] += v[i][q].x;
+            sum[1] += v[i][q].y;
+            sum[2] += v[i][q].z;
+            sum[3] += v[i][q].w;
+          }
+        }
+      }
     }
     for (int i = thread(); i < count; i += kWarpgroupThreads) {
       if (contributes(i)) *flag(first_slot + i * slot_step) = 0;
@@ -197,7 +218,32 @@ class Output {
     return to_float(p_.scales[layout::scale_index(n, 0, p_.groups_pitch)]);
   }
 
-  // The workspace's quads lie as [quad][thread], so that a warp's accesses are contiguous.
+  /// How many clusters' partial tiles, and how many of a thread's `vectors` of each, are read at a
+  /// time: what registers hold in the fewest round trips for three clusters. 16-byte vectors. Where
+  /// the sums leave little room, a cluster after the other, in the order that the compiler finds.
+  struct ReadBatch {
+    int clusters, vectors;
+  };
+  static constexpr ReadBatch read_batch(int vectors) {
+    if (kSums > 64) return {1, vectors};
+    constexpr int kOthers = 48;  // registers for anything but sums and what is read
+    const int room = (consumer_registers(kConfig) - kSums - kOthers) / 4;
+    ReadBatch best{1, 1};
+    int fewest = 3 * vectors;
+    for (int clusters = 1; clusters <= 3; ++clusters) {
+      for (int part = 1; part <= vectors && part <= 16; ++part) {
+        if (vectors % part != 0 || clusters * part > (room < 8 ? 8 : room)) continue;
+        const int trips = (3 + clusters - 1) / clusters * (vectors / part);
+        if (trips < fewest) {
+          fewest = trips;
+          best = {clusters, part};
+        }
+      }
+    }
+    return best;
+  }
+
+  // The workspace's vectors lie as [vector][thread], so that a warp's accesses are contiguous.
   template <class Body>
   static __device__ __forceinline__ void for_each_quad(Body body) {
 #pragma unroll

@@ -62,16 +62,6 @@ class Ring {
   __device__ __forceinline__ void wait_empty(const RingCursor& at) const {
     ptx::mbarrier_wait(empty(at.stage), at.phase ^ 1u);
   }
-  /// One warp lets go of a stage, towards each of the `sharers` CTAs that write into it.
-  __device__ __forceinline__ void release(const RingCursor& at, int lane, int sharers,
-                                          int first_rank) const {
-    if (sharers == 1) {
-      if (lane == 0) ptx::mbarrier_arrive(empty(at.stage));
-    } else if (lane < sharers) {
-      ptx::mbarrier_arrive_cluster(empty(at.stage), first_rank + lane);
-    }
-  }
-
   // pingpong: a warpgroup may start on its item's stages only when the other has waited for all of
   // its own. NOTE: a barrier tells apart a phase and the one before, no more. A warpgroup that ran
   // ahead would wait for a phase further on and be let through by an older one of equal parity.

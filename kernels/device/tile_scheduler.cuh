@@ -7,12 +7,13 @@
 // each cluster; the others are handed out whole. One mechanism serves all three schedulers:
 //   data_parallel  stream_tiles = 0
 //   split_k S      stream_tiles = all, S clusters per tile
-//   stream_k       stream_tiles = those of the last, partial wave
+//   stream_k       stream_tiles = those of the last, partial wave; few of them leave some clusters
+//                  without a range
 //
-// Order matters twice. A cluster first does the range that it leaves unfinished, then whole tiles,
-// and last the tiles that it finishes for others, whose partial sums are ready by then. And it only
-// ever waits for lower-numbered clusters, which the hardware starts first: no deadlock, even when
-// the grid isn't resident as a whole.
+// Order matters twice. A cluster first does whole tiles, in step with the others, so that what they
+// share is read from L2 once; then the range that it leaves unfinished, and last the tiles that it
+// finishes for others. And it only ever waits for lower-numbered clusters, which the hardware
+// starts first: no deadlock, even when the grid isn't resident as a whole.
 #pragma once
 
 #include <cstdint>
@@ -45,6 +46,15 @@ class TileScheduler {
 
   /// The next item, or false.
   __device__ __forceinline__ bool next(WorkItem& item) {
+    if (next_whole_ < whole_tiles()) {
+      place(next_whole_, item);
+      next_whole_ += num_clusters_;
+      item.k_begin = 0;
+      item.k_end = p_.k_tiles;
+      item.finishes = true;
+      item.first_contributor = -1;
+      return true;
+    }
     if (unfinished_) {
       unfinished_ = false;
       const int tile = stream_end_ / p_.k_tiles;
@@ -53,15 +63,6 @@ class TileScheduler {
       item.k_begin = stream_begin_ > first ? stream_begin_ - first : 0;
       item.k_end = stream_end_ - first;
       item.finishes = false;
-      item.first_contributor = -1;
-      return true;
-    }
-    if (next_whole_ < whole_tiles()) {
-      place(next_whole_, item);
-      next_whole_ += num_clusters_;
-      item.k_begin = 0;
-      item.k_end = p_.k_tiles;
-      item.finishes = true;
       item.first_contributor = -1;
       return true;
     }
@@ -87,9 +88,12 @@ class TileScheduler {
     return p_.cluster_tiles_n * p_.cluster_tiles_m - p_.stream_tiles;
   }
 
-  /// First iteration of a cluster's range: the ranges' lengths differ by at most one.
+  /// First iteration of a cluster's range: the ranges' lengths differ by at most one, and those
+  /// beyond the last iteration are empty.
   __device__ __forceinline__ int range_begin(int cluster) const {
-    return cluster * p_.stream_length + (cluster < p_.stream_longer ? cluster : p_.stream_longer);
+    const int begin =
+        cluster * p_.stream_length + (cluster < p_.stream_longer ? cluster : p_.stream_longer);
+    return min(begin, p_.stream_tiles * p_.k_tiles);
   }
 
   /// The cluster whose range holds an iteration.

@@ -1,10 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// stmatrix and ldmatrix, transposed: between the fragments of Yᵀ and rows of Y in shared memory.
+// Loads of fragments' parts from shared-window addresses; stmatrix and ldmatrix, transposed:
+// between the fragments of Yᵀ and rows of Y in shared memory.
 #pragma once
 
 #include <cstdint>
 
 namespace mixgemm::ptx {
+
+// Volatile, to stay behind the barrier that says the data is there.
+__device__ __forceinline__ void ld_shared_v4(std::uint32_t address, std::uint32_t& a,
+                                             std::uint32_t& b, std::uint32_t& c, std::uint32_t& d) {
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(a), "=r"(b), "=r"(c), "=r"(d)
+               : "r"(address));
+}
+__device__ __forceinline__ std::uint16_t ld_shared_u16(std::uint32_t address) {
+  std::uint16_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));
+  return v;
+}
 
 /// Four 8×8 matrices of 16-bit elements, each stored transposed; lane l gives the address of row
 /// l % 8 of matrix l / 8.

@@ -24,16 +24,30 @@ __device__ __forceinline__ void mbarrier_arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-/// Arrives on the same barrier of CTA `rank` of the cluster. The default (CTA) scope is enough and
-/// cheap: the arrival says that reads of a stage are done, and those have returned by then. A
-/// cluster scope release would put a device-wide memory barrier into every stage.
-__device__ __forceinline__ void mbarrier_arrive_cluster(std::uint32_t barrier, std::uint32_t rank) {
+// The same without a branch, for the end of a stage, here and on a barrier of another CTA of the
+// cluster, whose address mapa() gives. There, the default (CTA) scope is enough and cheap: the
+// arrival says that reads of a stage are done, and those have returned by then. A cluster scope
+// release would put a device-wide memory barrier into every stage.
+__device__ __forceinline__ void mbarrier_arrive_if(bool arrive, std::uint32_t barrier) {
   asm volatile(
-      "{\n .reg .b32 remote;\n"
-      " mapa.shared::cluster.u32 remote, %0, %1;\n"
-      " mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
-      "r"(rank)
+      "{\n .reg .pred arrive;\n setp.ne.b32 arrive, %1, 0;\n"
+      " @arrive mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(barrier),
+      "r"(int(arrive))
       : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive_cluster_if(bool arrive, std::uint32_t remote) {
+  asm volatile(
+      "{\n .reg .pred arrive;\n setp.ne.b32 arrive, %1, 0;\n"
+      " @arrive mbarrier.arrive.shared::cluster.b64 _, [%0];\n}" ::"r"(remote),
+      "r"(int(arrive))
+      : "memory");
+}
+
+/// Where CTA `rank` of the cluster has what this one has at a shared-window address.
+__device__ __forceinline__ std::uint32_t mapa(std::uint32_t address, std::uint32_t rank) {
+  std::uint32_t remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+  return remote;
 }
 
 /// Arrives and announces the bytes that the copy engine will write.

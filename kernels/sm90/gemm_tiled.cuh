@@ -14,7 +14,9 @@
 //
 // One producer warpgroup feeds the ring, the others consume it. cooperative: all consumer
 // warpgroups share a tile, 64·r rows each. pingpong: they take tiles in turn, so that one's
-// epilogue runs under the other's MMAs. Persistent: a CTA walks the list of its TileScheduler.
+// epilogue runs under the other's MMAs. warp_mma: as cooperative, but every warp multiplies its
+// strips by itself with mma.sync, X through ldmatrix: wgmma with A from registers takes about as
+// long for 16 tokens as for 64. Persistent: a CTA walks the list of its TileScheduler.
 //
 // PDL contract: before griddepcontrol.wait nothing is touched but codes, scales, zeros and tensor
 // maps. Every role waits for itself before it touches anything else, and every CTA waits.
@@ -29,7 +31,9 @@
 #include "device/tile_scheduler.cuh"
 #include "epilogues/standard.cuh"
 #include "kernel_config.hpp"
+#include "ptx/matrix.cuh"
 #include "ptx/mbarrier.cuh"
+#include "ptx/mma_sync.cuh"
 #include "ptx/sync.cuh"
 #include "ptx/tma.cuh"
 #include "ptx/wgmma.cuh"
@@ -43,9 +47,10 @@ struct TiledKernel {
   static constexpr KernelConfig kConfig = Variant::config;
   static_assert(is_legal(kConfig), "illegal KernelConfig: ask why_illegal() for the rule");
   static_assert(kConfig.schedule == Schedule::cooperative ||
-                kConfig.schedule == Schedule::pingpong);
+                kConfig.schedule == Schedule::pingpong || kConfig.schedule == Schedule::warp_mma);
 
   static constexpr bool kPingpong = kConfig.schedule == Schedule::pingpong;
+  static constexpr bool kWarpMma = kConfig.schedule == Schedule::warp_mma;
   static constexpr int kConsumers = kConfig.consumer_warpgroups;
   static constexpr int kRowBlocks = rows_per_warpgroup(kConfig) / kWarpgroupRows;
   static constexpr int kTileM = kConfig.tile_m;
@@ -59,15 +64,15 @@ struct TiledKernel {
   static constexpr int kScaleOffset = kXBytes + kWBytes;
   static constexpr int kZeroOffset = kScaleOffset + scale_stage_bytes(kConfig);
   // A box of codes holds up to 256 words of a strip: two int4 k-blocks, or one of int8.
-  static constexpr int kBoxKBlocks = kKBlocks * kCellBytes > 1024 ? 1 : kKBlocks;
+  static constexpr int kBoxKBlocks = kKBlocks * kCellBytes > 1024 ? 1024 / kCellBytes : kKBlocks;
   static constexpr int kBoxes = kKBlocks / kBoxKBlocks;
   static constexpr int kBoxRowBytes = kBoxKBlocks * kCellBytes;
+  static constexpr int kWords = 4 * (kBits / 4);  // of a thread in a k-block of a strip
   // Warps that release a stage: all consumers share it, or one pingpong warpgroup owns it.
   static constexpr int kReleasingWarps = kPingpong ? 4 : 4 * kConsumers;
 
   using Epilogue = typename Variant::Epilogue;
   using Dequant = device::Dequantizer<kConfig.act, kConfig.weight, kConfig.quant>;
-  using Mma = ptx::WgmmaRs<kConfig.act, kTileM>;
   using Output = device::Output<kConfig, Epilogue>;
   using Accumulators = float[kRowBlocks][kTileM / 2];
 
@@ -220,83 +225,164 @@ struct TiledKernel {
 
   // ---- consumer -------------------------------------------------------------------------------
 
-  /// The two rows' scale and zero bits of a strip, for the stage's group number `group`.
-  __device__ __forceinline__ device::GroupConstants load_group(const char* stage, int strip,
-                                                               int group, int lane) const {
-    const int at = (strip * p.scale_box_groups + group) * layout::kStripRows + lane / 4;
-    const auto* const s = reinterpret_cast<const std::uint16_t*>(stage + kScaleOffset) + at;
-    const std::uint16_t scale[2] = {s[0], s[8]};
+  /// Where a consumer thread finds its part of stage 0, as shared-window addresses; stage s lies
+  /// s · kStageBytes further. Made once: between a stage's barrier and its first MMA stands little
+  /// but loads.
+  struct Part {
+    std::uint32_t words;  ///< of its first strip
+    std::uint32_t
+        scales;  ///< of its first strip's rows g; those of the others lie strip_scales apart
+    std::uint32_t strip_scales;
+  };
+  __device__ __forceinline__ Part part_of(int first_strip, int lane) const {
+    Part part;
+    part.words = stages_base + kXBytes + first_strip * kBoxRowBytes + lane * 16;
+    part.strip_scales = p.scale_box_groups * layout::kStripRows * 2;
+    part.scales = stages_base + kScaleOffset + first_strip * part.strip_scales + lane / 4 * 2;
+    return part;
+  }
+
+  // Row block r of a warpgroup is the strip 4·r after the warp's first.
+
+  /// The thread's words of a k-block of row block r.
+  __device__ __forceinline__ void load_words(std::uint32_t words_at, int r, int block,
+                                             std::uint32_t (&words)[kWords]) const {
+    const std::uint32_t cell = words_at + (block / kBoxKBlocks * kStrips + 4 * r) * kBoxRowBytes +
+                               block % kBoxKBlocks * kCellBytes;
+#pragma unroll
+    for (int plane = 0; plane < layout::planes(kBits); ++plane) {
+      ptx::ld_shared_v4(cell + plane * layout::kPlaneBytes, words[4 * plane], words[4 * plane + 1],
+                        words[4 * plane + 2], words[4 * plane + 3]);
+    }
+  }
+
+  /// The constants of row block r at k `k_in_stage` of the stage, whose groups begin with it: a
+  /// stage is some groups, or lies within one.
+  __device__ __forceinline__ device::GroupConstants load_group(std::uint32_t scales_at,
+                                                               const Part& part, int r,
+                                                               int k_in_stage) const {
+    const std::uint32_t at = scales_at + 4 * r * part.strip_scales +
+                             (k_in_stage >> p.group_shift) * (layout::kStripRows * 2);
+    const std::uint16_t scale[2] = {ptx::ld_shared_u16(at), ptx::ld_shared_u16(at + 16)};
     std::uint16_t zero[2] = {0, 0};
     if constexpr (kConfig.quant == Quant::group_zero) {
-      const auto* const z = reinterpret_cast<const std::uint16_t*>(stage + kZeroOffset) + at;
-      zero[0] = z[0];
-      zero[1] = z[8];
+      constexpr int kZeros = kZeroOffset - kScaleOffset;
+      zero[0] = ptx::ld_shared_u16(at + kZeros);
+      zero[1] = ptx::ld_shared_u16(at + kZeros + 16);
     }
     return Dequant::constants(scale, zero, p.zeros_scaled);
   }
 
+  /// A k16 step of a k-block: words → fragment.
+  static __device__ __forceinline__ void dequantize(const std::uint32_t (&words)[kWords], int step,
+                                                    const device::GroupConstants& group,
+                                                    std::uint32_t (&a)[4]) {
+    std::uint32_t step_words[Dequant::kWordsPerStep];
+#pragma unroll
+    for (int w = 0; w < Dequant::kWordsPerStep; ++w) {
+      step_words[w] = words[step * Dequant::kWordsPerStep + w];
+    }
+    Dequant::step(step_words, group, a);
+  }
+
+  // Fragments of steps at a time, each of an MMA on its way: as many as registers allow.
+  static constexpr int kFragments = consumer_registers(kConfig) >= 150 ? 4 : 2;
+  static constexpr bool kBlockGroups = kConfig.quant != Quant::column && !kConfig.fine_groups;
+
   /// One stage: dequantize a k16 step while the tensor cores multiply the one before.
-  /// warpgroup counts within the tile; clear = the first stage of a tile overwrites the
-  /// accumulators.
-  __device__ __forceinline__ void multiply_stage(int stage_idx, int k_tile, bool clear,
-                                                 int warpgroup, int warp, int lane,
+  __device__ __forceinline__ void multiply_stage(int stage, const Part& part,
                                                  Accumulators& acc) const {
-    const char* const stage = smem + stage_idx * kStageBytes;
-    const std::uint64_t x = ptx::wgmma_descriptor(stages_base + stage_idx * kStageBytes);
-    std::uint32_t a[2][kRowBlocks][4];
-    constexpr int kWords = 4 * Dequant::kWordsPerStep;
+    using Mma = ptx::WgmmaRs<kConfig.act, kTileM>;
+    const std::uint32_t offset = stage * kStageBytes;
+    std::uint32_t words[kKBlocks][kRowBlocks][kWords];
+    device::GroupConstants group[kKBlocks][kRowBlocks];
 #pragma unroll
     for (int block = 0; block < kKBlocks; ++block) {
-      std::uint32_t words[kRowBlocks][kWords];
-      device::GroupConstants group[kRowBlocks];
-      const int first_k = (k_tile * kKBlocks + block) * layout::kBlockK;
-      const int box_first_group = (k_tile * kConfig.tile_k) >> p.group_shift;
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
-        const int strip = (warpgroup * kRowBlocks + r) * 4 + warp;
-        const char* const cell = stage + kXBytes +
-                                 (block / kBoxKBlocks * kStrips + strip) * kBoxRowBytes +
-                                 block % kBoxKBlocks * kCellBytes + lane * 16;
-#pragma unroll
-        for (int plane = 0; plane < layout::planes(kBits); ++plane) {
-          const uint4 v = *reinterpret_cast<const uint4*>(cell + plane * layout::kPlaneBytes);
-          words[r][4 * plane + 0] = v.x;
-          words[r][4 * plane + 1] = v.y;
-          words[r][4 * plane + 2] = v.z;
-          words[r][4 * plane + 3] = v.w;
+        load_words(part.words + offset, r, block, words[block][r]);
+        if constexpr (kBlockGroups) {
+          group[block][r] = load_group(part.scales + offset, part, r, block * layout::kBlockK);
         }
-        if constexpr (kConfig.quant != Quant::column && !kConfig.fine_groups) {
-          group[r] = load_group(stage, strip, (first_k >> p.group_shift) - box_first_group, lane);
-        }
-      }
-#pragma unroll
-      for (int step = 0; step < 4; ++step) {
-#pragma unroll
-        for (int r = 0; r < kRowBlocks; ++r) {
-          if constexpr (kConfig.fine_groups) {
-            const int strip = (warpgroup * kRowBlocks + r) * 4 + warp;
-            group[r] = load_group(stage, strip,
-                                  ((first_k + 16 * step) >> p.group_shift) - box_first_group, lane);
-          }
-          std::uint32_t step_words[Dequant::kWordsPerStep];
-#pragma unroll
-          for (int w = 0; w < Dequant::kWordsPerStep; ++w) {
-            step_words[w] = words[r][step * Dequant::kWordsPerStep + w];
-          }
-          Dequant::step(step_words, group[r], a[step % 2][r]);
-        }
-        ptx::wgmma_fence();
-#pragma unroll
-        for (int r = 0; r < kRowBlocks; ++r) {
-          Mma::mma(acc[r], a[step % 2][r], x + block * (kTileM * 128 / 16) + 2 * step,
-                   block > 0 || step > 0 || !clear);
-        }
-        ptx::wgmma_commit_group();
-        // The MMA before this one is done: its fragment may be overwritten.
-        ptx::wgmma_wait_group<1>();
       }
     }
+    // Uniform, or each MMA would move its descriptor from ordinary registers.
+    const std::uint64_t x =
+        ptx::wgmma_descriptor(ptx::uniform(static_cast<int>(stages_base + offset)));
+    std::uint32_t a[kFragments][kRowBlocks][4];
+#pragma unroll
+    for (int step = 0; step < 4 * kKBlocks; ++step) {
+      const int block = step / 4;
+#pragma unroll
+      for (int r = 0; r < kRowBlocks; ++r) {
+        if constexpr (kConfig.fine_groups) {
+          group[block][r] = load_group(part.scales + offset, part, r, 16 * step);
+        }
+        dequantize(words[block][r], step % 4, group[block][r], a[step % kFragments][r]);
+      }
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int r = 0; r < kRowBlocks; ++r) {
+        Mma::mma(acc[r], a[step % kFragments][r], x + block * (kTileM * 128 / 16) + 2 * (step % 4),
+                 true);
+      }
+      ptx::wgmma_commit_group();
+      // An MMA that is done lets its fragment be overwritten.
+      ptx::wgmma_wait_group<kFragments - 1>();
+    }
     ptx::wgmma_wait_group<0>();
+  }
+
+  /// The same with mma.sync: a warp's strips times all tokens. What the next steps need is asked
+  /// for before this one's products. x: of stage 0, where this lane's ldmatrix reads.
+  __device__ __forceinline__ void multiply_stage_by_warps(int stage, const Part& part,
+                                                          std::uint32_t x,
+                                                          Accumulators& acc) const {
+    constexpr int kSteps = 4 * kKBlocks;
+    constexpr int kTokenPairs = kTileM / 16;  // pairs of the instruction's 8 tokens
+    const std::uint32_t offset = stage * kStageBytes;
+    x += offset;
+    std::uint32_t words[2][kRowBlocks][kWords];
+    std::uint32_t tokens[2][kTokenPairs][4];
+    device::GroupConstants group[2][kRowBlocks];
+    const auto load_block = [&](int block) {
+#pragma unroll
+      for (int r = 0; r < kRowBlocks; ++r) {
+        load_words(part.words + offset, r, block, words[block % 2][r]);
+        if constexpr (kBlockGroups) {
+          group[block % 2][r] = load_group(part.scales + offset, part, r, block * layout::kBlockK);
+        }
+      }
+    };
+    const auto load_tokens = [&](int step) {
+#pragma unroll
+      for (int pair = 0; pair < kTokenPairs; ++pair) {
+        ptx::ldmatrix_x4(tokens[step % 2][pair],
+                         (x ^ (step % 4 * 32)) + step / 4 * (kTileM * 128) + pair * 16 * 128);
+      }
+    };
+    load_block(0);
+    load_tokens(0);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int block = step / 4;
+      if (step % 4 == 1 && block + 1 < kKBlocks) load_block(block + 1);
+      if (step + 1 < kSteps) load_tokens(step + 1);
+#pragma unroll
+      for (int r = 0; r < kRowBlocks; ++r) {
+        if constexpr (kConfig.fine_groups) {
+          group[block % 2][r] = load_group(part.scales + offset, part, r, 16 * step);
+        }
+        std::uint32_t a[4];
+        dequantize(words[block % 2][r], step % 4, group[block % 2][r], a);
+#pragma unroll
+        for (int j = 0; j < kTileM / 8; ++j) {
+          ptx::mma_m16n8k16<kConfig.act>(*reinterpret_cast<float(*)[4]>(&acc[r][4 * j]), a,
+                                         tokens[step % 2][j / 2][j % 2 * 2],
+                                         tokens[step % 2][j / 2][j % 2 * 2 + 1]);
+        }
+      }
+    }
   }
 
   __device__ __forceinline__ void consume(int warpgroup) const {
@@ -304,6 +390,14 @@ struct TiledKernel {
     const int lane = threadIdx.x % kWarpSize;
     const int in_tile = kPingpong ? 0 : warpgroup;
     const int sharers = p.cluster_n * p.cluster_m;
+    const Part part = part_of(in_tile * kRowBlocks * 4 + warp, lane);
+    // ldmatrix: matrices 0, 1 are tokens 0–7 at k 0–7, 8–15; matrices 2, 3 the same of tokens 8–15.
+    // Row t's 16-byte chunks lie swizzled by t % 8.
+    const std::uint32_t lane_x =
+        stages_base + (lane / 16 * 8 + lane % 8) * 128 + ((lane / 8 % 2) ^ (lane % 8)) * 16;
+    const std::uint32_t empty_there = ptx::mapa(ring.empty(0), place.z * sharers + lane % sharers);
+    const bool releases_here = sharers == 1 && lane == 0;
+    const bool releases_there = sharers > 1 && lane < sharers;
     if (p.pdl) ptx::griddepcontrol_wait();
     Output output(p, smem + ring_bytes(), warpgroup);
     device::RingCursor cursor(p.stages);
@@ -318,10 +412,21 @@ struct TiledKernel {
       }
       if constexpr (kPingpong) ring.wait_turn(warpgroup, turn);
       Accumulators acc;
+#pragma unroll
+      for (int r = 0; r < kRowBlocks; ++r) {
+#pragma unroll
+        for (int i = 0; i < kTileM / 2; ++i) acc[r][i] = 0.f;
+      }
       for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
         ring.wait_full(cursor);
-        multiply_stage(cursor.stage, k_tile, k_tile == k_begin, in_tile, warp, lane, acc);
-        ring.release(cursor, lane, sharers, place.z * sharers);
+        if constexpr (kWarpMma) {
+          multiply_stage_by_warps(cursor.stage, part, lane_x, acc);
+          __syncwarp();
+        } else {
+          multiply_stage(cursor.stage, part, acc);
+        }
+        ptx::mbarrier_arrive_if(releases_here, ring.empty(cursor.stage));
+        ptx::mbarrier_arrive_cluster_if(releases_there, empty_there + 8 * cursor.stage);
       }
       if constexpr (kPingpong) ring.pass_turn(warpgroup, lane);
       if (p.cluster_k > 1) {

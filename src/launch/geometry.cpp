@@ -12,6 +12,10 @@ namespace {
 constexpr std::int64_t kMaxIndex = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kMaxGridZ = 65535;
 constexpr int kFlagsPerCta = 4;  // one per consumer warpgroup
+// Pieces of a tile that stream-K cuts: five of 128 x 256, up to 32 of small ones.
+constexpr std::int64_t kMaxPartialBytes = 640 << 10;
+constexpr std::int64_t kMinPieces = 4;
+constexpr std::int64_t kMaxPieces = 32;
 constexpr std::int64_t kSmallXBytes = 8 << 20;
 constexpr int kMaxBoxElems = 256;
 constexpr int kPerColumnShift = 30;      // k >> 30 is group 0 ...
@@ -71,13 +75,16 @@ Geometry geometry(const KernelConfig& c, const LaunchConfig& l, std::int64_t m, 
     g.clusters = g.cluster_tiles;
   } else if (l.split_k > 1) {
     g.stream_tiles = g.cluster_tiles;
-    g.clusters = g.cluster_tiles * l.split_k;
+    g.clusters = g.stream_clusters = g.cluster_tiles * l.split_k;
   } else if (l.stream_k) {
-    // Spreading the last partial wave together with one full wave gives each cluster between one
-    // and two tiles' worth of work, so that few clusters share a tile.
-    const std::int64_t rest = g.cluster_tiles % resident;
-    g.stream_tiles = rest == 0 ? 0 : std::min(g.cluster_tiles, rest + resident);
+    // Only the last, partial wave: clusters at work on whole tiles run in step and share what they
+    // read, those at different k don't.
+    g.stream_tiles = g.cluster_tiles % resident;
     g.clusters = std::min(resident, g.cluster_tiles * g.k_tiles);
+    // The cluster that finishes a tile reads the sums of all others: no more than are worth it.
+    const std::int64_t pieces = std::clamp<std::int64_t>(
+        kMaxPartialBytes / (4 * c.tile_n * c.tile_m), kMinPieces, kMaxPieces);
+    g.stream_clusters = std::min(g.clusters, g.stream_tiles * std::min(pieces, g.k_tiles));
   } else {
     g.clusters = std::min(resident, g.cluster_tiles);
   }
@@ -159,8 +166,10 @@ Params params_template(const KernelConfig& c, const LaunchConfig& l, const Probl
   p.k_tiles = static_cast<int>(g.k_tiles);
   p.stream_tiles = static_cast<int>(g.stream_tiles);
   const std::int64_t iterations = g.stream_tiles * g.k_tiles;
-  p.stream_length = static_cast<int>(iterations / g.clusters);
-  p.stream_longer = static_cast<int>(iterations % g.clusters);
+  if (g.stream_clusters > 0) {
+    p.stream_length = static_cast<int>(iterations / g.stream_clusters);
+    p.stream_longer = static_cast<int>(iterations % g.stream_clusters);
+  }
   if (c.schedule == Schedule::streaming) {
     const std::int64_t strips = layout::num_strips(problem.n);
     p.strips_per_cluster = static_cast<int>(strips / g.clusters);

@@ -16,11 +16,12 @@ struct Geometry {
   std::int64_t tiles_n = 0;  ///< CTA tiles, whole clusters
   std::int64_t tiles_m = 0;
   std::int64_t k = 0;
-  std::int64_t k_tiles = 0;        ///< ring stages along K
-  std::int64_t cluster_tiles = 0;  ///< tiles_n/cluster_n · tiles_m/cluster_m
-  std::int64_t stream_tiles = 0;   ///< how many of them are split along K through the workspace
-  std::int64_t clusters = 0;       ///< of the grid
-  std::int64_t grid_ctas = 0;      ///< cluster_n × cluster_m × grid_z
+  std::int64_t k_tiles = 0;          ///< ring stages along K
+  std::int64_t cluster_tiles = 0;    ///< tiles_n/cluster_n · tiles_m/cluster_m
+  std::int64_t stream_tiles = 0;     ///< how many of them are split along K through the workspace
+  std::int64_t clusters = 0;         ///< of the grid
+  std::int64_t stream_clusters = 0;  ///< of them, those that share the split tiles
+  std::int64_t grid_ctas = 0;        ///< cluster_n × cluster_m × grid_z
   std::int64_t grid_z = 0;
   int threads = 0;  ///< per CTA
   int smem_bytes = 0;

@@ -89,9 +89,21 @@ double multistage_clks_per_stage(const KernelConfig& c, int ctas, int device_arc
   return std::max(steps * mma * mma_sync_clks(device_arch) * warps / 4, issue) * 1.1;
 }
 
+/// The same of Hopper's kernels that multiply by warps. Two CTAs, or two stages' worth of k in one,
+/// hide what a warp waits for.
+double warp_mma_clks_per_stage(const KernelConfig& c, int ctas, int device_arch) {
+  const double strips = rows_per_warpgroup(c) / 64.0, pairs = c.tile_m / 16.0;
+  const double steps = c.tile_k / 16.0,
+               warps = 1.0 * c.consumer_warpgroups * ctas;  // of a scheduler
+  const double mma = 2 * strips * pairs;
+  const double issue = steps * (mma + pairs + 15 * strips * dequant_weight(c)) + 40;
+  return std::max(steps * mma * mma_sync_clks(device_arch), issue) * warps * 1.3;
+}
+
 /// Clocks in which every warpgroup of `ctas` CTAs on an SM advances by one ring stage.
 double math_clks_per_stage(const KernelConfig& c, int ctas, int device_arch) {
   if (c.schedule == Schedule::multistage) return multistage_clks_per_stage(c, ctas, device_arch);
+  if (c.schedule == Schedule::warp_mma) return warp_mma_clks_per_stage(c, ctas, device_arch);
   const int warpgroups = c.consumer_warpgroups * ctas;
   const double mma = c.tile_m / 2.0 / kMmaEfficiency * warpgroups;
   const double dequant = std::max(kDequantLatencyClks, kDequantIssueClks * warpgroups);
@@ -213,10 +225,12 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   const double read = cost.x_bytes / l.cluster_n + cost.w_bytes / l.cluster_m;
   const double delivered = cost.x_bytes + cost.w_bytes;
   const double tiles_at_once = cost.tiles_at_once;
-  // CTAs in step ask for the same stages at the same time, which then leave L2 once; at different k
-  // they don't.
-  const bool out_of_step = g.stream_tiles > 0 && l.split_k == 1 && g.tiles_m > 1;
-  const double l2 = std::max(read / kL2BytesPerClk * (out_of_step ? kOutOfStepFactor : 1),
+  // CTAs in step ask for the same stages at the same time, which then leave L2 once; those of cut
+  // tiles, at different k, don't.
+  const double cut = l.split_k == 1 && g.tiles_m > 1 ? static_cast<double>(g.stream_tiles) /
+                                                           static_cast<double>(g.cluster_tiles)
+                                                     : 0;
+  const double l2 = std::max(read / kL2BytesPerClk * (1 + (kOutOfStepFactor - 1) * cut),
                              delivered / kMulticastBytesPerClk) *
                     per_sm * tiles_at_once;
   const double latency = kStageLatencyClks / l.stages * tiles_at_once;
@@ -244,10 +258,11 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
     sum_clks = waves * (kWorkspaceSumClks + partial_clks * l.split_k);
   } else if (g.stream_tiles > 0) {
     const double clusters = static_cast<double>(g.clusters);
+    const double sharers = static_cast<double>(g.stream_clusters);
     stages = (tiles - static_cast<double>(g.stream_tiles)) / clusters * k_tiles +
-             std::ceil(static_cast<double>(g.stream_tiles) * k_tiles / clusters);
+             std::ceil(static_cast<double>(g.stream_tiles) * k_tiles / sharers);
     epilogues = std::ceil(tiles / clusters);
-    const double pieces = 1 + std::ceil(clusters / static_cast<double>(g.stream_tiles));
+    const double pieces = 1 + std::ceil(sharers / static_cast<double>(g.stream_tiles));
     sum_clks = kWorkspaceSumClks + partial_clks * pieces;
   } else {
     const double waves = std::ceil(tiles / static_cast<double>(g.clusters));
@@ -373,7 +388,7 @@ void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts&
           s.split_k = ways;
           offer(s);
         }
-        if (c.schedule == Schedule::cooperative && l.cluster_size() * ways <= kMaxClusterSize) {
+        if (c.schedule != Schedule::pingpong && l.cluster_size() * ways <= kMaxClusterSize) {
           LaunchConfig s = l;
           s.cluster_k = ways;
           offer(s);
@@ -482,6 +497,9 @@ const char* why_unfit(const KernelConfig& c, const Problem& p) {
   const Family f = family_of(p);
   if (c.schedule == Schedule::multistage && p.batch_invariant && multi_warps_k(c) > 1) {
     return "batch_invariant needs K in one piece: the warps of this tile split it";
+  }
+  if (c.schedule == Schedule::warp_mma && p.batch_invariant) {
+    return "batch_invariant needs one order of sums for all M: mma.sync adds in another than wgmma";
   }
   if (c.schedule == Schedule::streaming) {
     if (p.m > c.tile_m) return "streaming: M must not exceed tile_m";
