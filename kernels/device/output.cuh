@@ -65,7 +65,8 @@ class Output {
 
   /// Adds what leave_partial left in the slots of `count` clusters, slot_step apart, in order, once
   /// it is there, and clears their flags for the next launch. contributes(i): did cluster i leave
-  /// anything? Several clusters are waited for and read at a time: a round trip each would add up.
+  /// anything? All flags are awaited at once, and what registers hold is read at once: a round trip
+  /// each would add up.
   template <class Contributes>
   __device__ __forceinline__ void take_partials(Accumulators& acc, int first_slot, int slot_step,
                                                 int count, int slots,
@@ -75,35 +76,14 @@ class Output {
       while (ptx::ld_acquire_gpu(flag(first_slot + i * slot_step)) != p_.flag_tag) __nanosleep(20);
     }
     sync();
-    constexpr int kAtOnce = read_batch(kSums / 4).clusters;
-    constexpr int kQuads = read_batch(kSums / 4).vectors;
-#pragma unroll
-    for (int first_quad = 0; first_quad < kSums / 4; first_quad += kQuads) {
-      for (int first = 0; first < count; first += kAtOnce) {
-        float4 v[kAtOnce][kQuads];
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          if (first + i >= count || !contributes(first + i)) continue;
-          const float4* const in = partial_slot(first_slot + (first + i) * slot_step, slots);
-#pragma unroll
-          for (int q = 0; q < kQuads; ++q) {
-            v[i][q] = __ldcg(in + (first_quad + q) * kWarpgroupThreads + thread());
-          }
-        }
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          if (first + i >= count || !contributes(first + i)) continue;
-#pragma unroll
-          for (int q = 0; q < kQuads; ++q) {
-            const int s = 4 * (first_quad + q);
-            float* const sum = acc[s / kBlockSums] + s % kBlockSums;
-            sum[0] += v[i][q].x;
-            sum[1] += v[i][q].y;
-            sum[2] += v[i][q].z;
-            sum[3] += v[i][q].w;
-          }
-        }
+    if constexpr (kSums > 64) {  // little room: in the order that the compiler finds
+      for (int i = 0; i < count; ++i) {
+        if (!contributes(i)) continue;
+        const float4* const in = partial_slot(first_slot + i * slot_step, slots);
+        for_each_quad([&](int r, int j, int at) { add(acc[r] + j, __ldcg(in + at)); });
       }
+    } else {
+      add_partials_at_once(acc, first_slot, slot_step, count, slots, contributes);
     }
     for (int i = thread(); i < count; i += kWarpgroupThreads) {
       if (contributes(i)) *flag(first_slot + i * slot_step) = 0;
@@ -218,21 +198,59 @@ class Output {
     return to_float(p_.scales[layout::scale_index(n, 0, p_.groups_pitch)]);
   }
 
+  static __device__ __forceinline__ void add(float* sum, const float4& v) {
+    sum[0] += v.x;
+    sum[1] += v.y;
+    sum[2] += v.z;
+    sum[3] += v.w;
+  }
+
+  /// take_partials for few sums: several clusters' at a time.
+  template <class Contributes>
+  __device__ __forceinline__ void add_partials_at_once(Accumulators& acc, int first_slot,
+                                                       int slot_step, int count, int slots,
+                                                       const Contributes& contributes) const {
+    constexpr int kAtOnce = read_batch(kSums / 4).clusters;
+    constexpr int kQuads = read_batch(kSums / 4).vectors;
+#pragma unroll
+    for (int first_quad = 0; first_quad < kSums / 4; first_quad += kQuads) {
+      for (int first = 0; first < count; first += kAtOnce) {
+        float4 v[kAtOnce][kQuads];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (first + i >= count || !contributes(first + i)) continue;
+          const float4* const in = partial_slot(first_slot + (first + i) * slot_step, slots);
+#pragma unroll
+          for (int q = 0; q < kQuads; ++q) {
+            v[i][q] = __ldcg(in + (first_quad + q) * kWarpgroupThreads + thread());
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (first + i >= count || !contributes(first + i)) continue;
+#pragma unroll
+          for (int q = 0; q < kQuads; ++q) {
+            const int s = 4 * (first_quad + q);
+            add(acc[s / kBlockSums] + s % kBlockSums, v[i][q]);
+          }
+        }
+      }
+    }
+  }
+
   /// How many clusters' partial tiles, and how many of a thread's `vectors` of each, are read at a
-  /// time: what registers hold in the fewest round trips for three clusters. 16-byte vectors. Where
-  /// the sums leave little room, a cluster after the other, in the order that the compiler finds.
+  /// time: what registers hold in the fewest round trips for three clusters. 16-byte vectors.
   struct ReadBatch {
     int clusters, vectors;
   };
   static constexpr ReadBatch read_batch(int vectors) {
-    if (kSums > 64) return {1, vectors};
-    constexpr int kOthers = 48;  // registers for anything but sums and what is read
+    constexpr int kOthers = 60;  // registers for anything but sums and what is read
     const int room = (consumer_registers(kConfig) - kSums - kOthers) / 4;
     ReadBatch best{1, 1};
     int fewest = 3 * vectors;
     for (int clusters = 1; clusters <= 3; ++clusters) {
       for (int part = 1; part <= vectors && part <= 16; ++part) {
-        if (vectors % part != 0 || clusters * part > (room < 8 ? 8 : room)) continue;
+        if (vectors % part != 0 || clusters * part > (room < 4 ? 4 : room)) continue;
         const int trips = (3 + clusters - 1) / clusters * (vectors / part);
         if (trips < fewest) {
           fewest = trips;
