@@ -244,13 +244,13 @@ class Output {
     int clusters, vectors;
   };
   static constexpr ReadBatch read_batch(int vectors) {
-    constexpr int kOthers = 60;  // registers for anything but sums and what is read
+    constexpr int kOthers = 72;  // registers for anything but sums and what is read
     const int room = (consumer_registers(kConfig) - kSums - kOthers) / 4;
     ReadBatch best{1, 1};
     int fewest = 3 * vectors;
     for (int clusters = 1; clusters <= 3; ++clusters) {
       for (int part = 1; part <= vectors && part <= 16; ++part) {
-        if (vectors % part != 0 || clusters * part > (room < 4 ? 4 : room)) continue;
+        if (vectors % part != 0 || clusters * part > (room < 2 ? 2 : room)) continue;
         const int trips = (3 + clusters - 1) / clusters * (vectors / part);
         if (trips < fewest) {
           fewest = trips;

@@ -13,24 +13,24 @@ namespace {
 
 // Rates of the physics (docs/architecture.md, "What the hardware allows"), moved within what is
 // plausible to where the model's picks are fastest: the streaming kernel's fitted to 6,100 timings
-// of 96 problems, the tiled kernel's to 702 (taken from rest) of 120, f16 x int4 g128, M = 1 ..
-// 8192, on an H100. Clocks are the SM's.
+// of 96 problems, the tiled kernel's to 4,200 of 207, f16 x int4 g128, M = 1 .. 8192, on an
+// H100. Clocks are the SM's.
 constexpr double kL2BytesPerClk = 70;          // from L2, per SM, where CTAs in step share reads
-constexpr double kMulticastBytesPerClk = 102;  // delivered to an SM where a cluster shares a read
-constexpr double kStageLatencyClks = 2332;     // from issuing a copy to its bytes, under load
-constexpr double kMulticastFactor = 1;         // CTAs that multicast run in lockstep
-constexpr double kOutOfStepFactor = 1.48;      // stream_k: CTAs at different k share no reads
-constexpr double kStageClks = 42.4;            // barrier and pointer work per ring stage
+constexpr double kMulticastBytesPerClk = 110;  // delivered to an SM where a cluster shares a read
+constexpr double kStageLatencyClks = 300;      // from issuing a copy to its bytes, under load
+constexpr double kMulticastFactor = 1.11;      // CTAs that multicast run in lockstep
+constexpr double kOutOfStepFactor = 1.1;       // stream_k: CTAs at different k share no reads
+constexpr double kStageClks = 36.3;            // barrier and pointer work per ring stage
 constexpr double kStoreBytesPerClk = 100;      // output tiles, per SM
-constexpr double kPartialBytesPerClk = 115;    // fp32 partial tiles through L2, per SM
+constexpr double kPartialBytesPerClk = 82.9;   // fp32 partial tiles through L2, per SM
 constexpr double kExchangeBytesPerClk = 64;    // the same through distributed shared memory
-constexpr double kEpilogueClks = 1493;         // barriers and latency of an epilogue
-constexpr double kClusterSumClks = 7111;       // two cluster barriers
-constexpr double kWorkspaceSumClks = 4294;     // flag written, seen, and the partial read back
+constexpr double kEpilogueClks = 404;          // barriers and latency of an epilogue
+constexpr double kClusterSumClks = 6982;       // two cluster barriers
+constexpr double kWorkspaceSumClks = 3361;     // flag written, seen, and the partial read back
 // What a tiled kernel makes of HBM next to one that only reads (drafts at M = 16).
-constexpr double kTiledHbmInefficiency = 1.08;
-constexpr double kSharedFixedUs = 2.71;  // where the next launch's CTAs fit beside this one's
-constexpr double kFixedUs = 1;           // launch, prologue, tensor-map fetch, first bytes
+constexpr double kTiledHbmInefficiency = 1.06;
+constexpr double kSharedFixedUs = 1.51;  // where the next launch's CTAs fit beside this one's
+constexpr double kFixedUs = 1.39;        // launch, prologue, tensor-map fetch, first bytes
 
 // The streaming kernel. A warp waits for its data and for its own chain of MMAs far more than for
 // issue slots, so what counts is how long a warp takes for its share, in clocks.
@@ -54,11 +54,11 @@ constexpr double kStreamingOverlap = 0.13;        // of the lesser of stream and
 // its MMA takes tile_m/2 clocks.
 constexpr double kMmaEfficiency = 0.99;
 /// Clocks from a step's codes to its fragments for one warpgroup: hidden only by other warpgroups.
-constexpr double kDequantLatencyClks = 68.3;
+constexpr double kDequantLatencyClks = 149;
 /// Clocks of issue slots that a step takes.
-constexpr double kDequantIssueClks = 31.9;
+constexpr double kDequantIssueClks = 60;
 /// The share of dequantization that the MMAs don't hide.
-constexpr double kDequantExposed = 0.207;
+constexpr double kDequantExposed = 0.234;
 
 /// Relative cost of dequantization: measured for f16 and bf16 int4, counted in instructions for the
 /// others.
@@ -89,6 +89,9 @@ double multistage_clks_per_stage(const KernelConfig& c, int ctas, int device_arc
   return std::max(steps * mma * mma_sync_clks(device_arch) * warps / 4, issue) * 1.1;
 }
 
+/// What waiting adds to the clocks of warp_mma_clks_per_stage.
+constexpr double kWarpMmaFactor = 1.46;
+
 /// The same of Hopper's kernels that multiply by warps. Two CTAs, or two stages' worth of k in one,
 /// hide what a warp waits for.
 double warp_mma_clks_per_stage(const KernelConfig& c, int ctas, int device_arch) {
@@ -97,7 +100,7 @@ double warp_mma_clks_per_stage(const KernelConfig& c, int ctas, int device_arch)
                warps = 1.0 * c.consumer_warpgroups * ctas;  // of a scheduler
   const double mma = 2 * strips * pairs;
   const double issue = steps * (mma + pairs + 15 * strips * dequant_weight(c)) + 40;
-  return std::max(steps * mma * mma_sync_clks(device_arch), issue) * warps * 1.3;
+  return std::max(steps * mma * mma_sync_clks(device_arch), issue) * warps * kWarpMmaFactor;
 }
 
 /// Clocks in which every warpgroup of `ctas` CTAs on an SM advances by one ring stage.
