@@ -18,7 +18,7 @@ namespace {
 constexpr double kL2BytesPerClk = 70;          // from L2, per SM, where CTAs in step share reads
 constexpr double kMulticastBytesPerClk = 110;  // delivered to an SM where a cluster shares a read
 constexpr double kStageLatencyClks = 300;      // from issuing a copy to its bytes, under load
-constexpr double kMulticastFactor = 1.11;      // CTAs that multicast run in lockstep
+constexpr double kMulticastFactor = 1.11;      // a pair of CTAs that multicast runs in lockstep
 constexpr double kOutOfStepFactor = 1.1;       // stream_k: CTAs at different k share no reads
 constexpr double kStageClks = 36.3;            // barrier and pointer work per ring stage
 constexpr double kStoreBytesPerClk = 100;      // output tiles, per SM
@@ -34,21 +34,21 @@ constexpr double kFixedUs = 1.39;        // launch, prologue, tensor-map fetch, 
 
 // The streaming kernel. A warp waits for its data and for its own chain of MMAs far more than for
 // issue slots, so what counts is how long a warp takes for its share, in clocks.
-constexpr double kStreamingFixedUs = 0.832;  // wait for the launch before, first X, last store
+constexpr double kStreamingFixedUs = 1.21;  // wait for the launch before, first X, last store
 constexpr double kStreamingAloneUs =
-    0.432;  // more, where two launches don't fit on an SM: the fill
+    0.241;  // more, where two launches don't fit on an SM: the fill
 constexpr double kStreamingInefficiency = 1;  // of the stream, next to a kernel that only reads
 constexpr double kStreamingChunkClks = 601;   // a chunk: wait, refill
-constexpr double kStreamingBlockClks = 79;    // a k-block of a pass: its longest chain of MMAs
+constexpr double kStreamingBlockClks = 42.8;  // a k-block of a pass: its longest chain of MMAs
 constexpr double kStreamingStripClks = 120;   // what each strip of the pass adds to that
 constexpr double kStreamingTokenFactor =
-    1.11;                                 // what a second tile of tokens adds to the two above
-constexpr double kStreamingXClks = 33.7;  // what copying X of 8 tokens adds to a k-block
+    0.757;                                // what a second tile of tokens adds to the two above
+constexpr double kStreamingXClks = 42.6;  // what copying X of 8 tokens adds to a k-block
 constexpr double kStreamingL2BytesPerClk = 21.7;  // codes and activations, per SM
-constexpr double kStreamingPassClks = 1500;       // exchange of a pass's sums between warps
-constexpr double kStreamingClusterClks = 3610;    // the same between CTAs
-constexpr double kStreamingSharedFactor = 0.567;  // clocks of a CTA's share that a second CTA adds
-constexpr double kStreamingOverlap = 0.13;        // of the lesser of stream and math, not hidden
+constexpr double kStreamingPassClks = 1135;       // exchange of a pass's sums between warps
+constexpr double kStreamingClusterClks = 3872;    // the same between CTAs
+constexpr double kStreamingSharedFactor = 0.494;  // clocks of a CTA's share that a second CTA adds
+constexpr double kStreamingOverlap = 0.143;       // of the lesser of stream and math, not hidden
 
 // The tensor core and the dequantizer of one SM. One step = 64 weight rows × 16 k of one warpgroup;
 // its MMA takes tile_m/2 clocks.
@@ -187,15 +187,15 @@ Estimate evaluate_streaming(const KernelConfig& c, const LaunchConfig& l, const 
                             kStreamingXClks * m / 8;
   const double cta_clks =
       passes * (chunks * kStreamingChunkClks + blocks * block_clks + kStreamingPassClks + 4 * m);
-  double clks = cta_clks;
-  if (per_sm > 1) {
-    clks = fit == 1 ? std::ceil(per_sm) * cta_clks
-                    : std::max(1.0, per_sm / fit) * (1 + kStreamingSharedFactor) * cta_clks;
-  }
+  // CTAs beyond the places of a device make another wave.
+  const double waves =
+      l.one_pass || fit == 1 ? std::ceil(per_sm / fit) : std::max(1.0, per_sm / fit);
+  const double clks = waves * (per_sm > 1 && fit > 1 ? 1 + kStreamingSharedFactor : 1) * cta_clks;
 
   Estimate e;
-  // Without PDL a launch's first bytes never overlap the one before.
-  e.fixed_us = kStreamingFixedUs + (fit == 1 || c.arch == 80 ? kStreamingAloneUs : 0);
+  // Without PDL, or where a launch takes all places, the next one's first bytes don't overlap it.
+  const double alone = c.arch == 80 ? 1 : std::clamp(per_sm - (fit - 1), 0.0, 1.0);
+  e.fixed_us = kStreamingFixedUs + alone * kStreamingAloneUs;
   // An SM that works on more CTAs than the others takes more of the bandwidth, up to what L2 gives.
   const double total_bytes = static_cast<double>(g.cluster_tiles) * strip_bytes;
   e.stream_us = total_bytes / device.dram_bytes_per_us * kStreamingInefficiency;
@@ -239,7 +239,7 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   const double latency = kStageLatencyClks / l.stages * tiles_at_once;
   const double worst = std::max({math, l2, latency});
   double stage_clks = worst + 0.15 * (math + l2 + latency - worst) + kStageClks;
-  if (l.cluster_n * l.cluster_m > 1) stage_clks *= kMulticastFactor;
+  stage_clks *= 1 + (kMulticastFactor - 1) * std::log2(l.cluster_n * l.cluster_m);
 
   // Stages that the busiest CTA goes through, in units of `tiles_at_once` tiles.
   const double tiles = static_cast<double>(g.cluster_tiles);
