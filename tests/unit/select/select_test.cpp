@@ -259,6 +259,37 @@ TEST(SelectSm80, ClustersAndRingsBeyondTheDeviceAreRefused) {
                "clusters need arch 90");
 }
 
+TEST(Select, BatchInvarianceLeavesOutKernelsThatSumInAnotherOrder) {
+  KernelConfig c;
+  c.schedule = Schedule::warp_mma;
+  c.tile_m = 16;
+  c.tile_k = 128;
+  ASSERT_EQ(why_illegal(c), nullptr);
+  Problem p = problem(16, 4096, 4096);
+  EXPECT_EQ(why_unfit(c, p), nullptr);
+  p.batch_invariant = true;
+  ASSERT_NE(why_unfit(c, p), nullptr);
+  EXPECT_NE(std::string(why_unfit(c, p)).find("batch_invariant"), std::string::npos);
+  c.schedule = Schedule::cooperative;
+  EXPECT_EQ(why_unfit(c, p), nullptr);
+}
+
+TEST(Select, LargerMulticastClustersCostMore) {
+  KernelConfig c;
+  c.tile_n = 256;
+  c.tile_m = 32;
+  c.tile_k = 128;
+  c.consumer_warpgroups = 4;
+  const Problem p = problem(32, 57344, 8192);
+  LaunchConfig l;
+  const double alone = estimate(c, l, p, h100_facts()).loop_us;
+  l.cluster_n = 2;
+  const double pair = estimate(c, l, p, h100_facts()).loop_us;
+  l.cluster_n = 4;
+  EXPECT_GT(pair, alone);
+  EXPECT_GT(estimate(c, l, p, h100_facts()).loop_us, pair);
+}
+
 // The model's job is the order of candidates; these are orders that drafts measured on an H100.
 TEST(Select, StreamingServesOnlyTheTokensOfItsTile) {
   KernelConfig c;
