@@ -180,7 +180,7 @@ class Kernel:
         else:
             rows = self.tile_n if self.schedule == "pp" else self.tile_n // self.consumer_warpgroups
             cpu_s = 1.3 + 0.0085 * self.tile_m * rows / 64
-        cpu_s *= 1.2 if self.tile_k == 128 else 1
+        cpu_s *= 1.2 if self.tile_k >= 128 else 1
         cpu_s *= 1.6 if self.quant.startswith("f") else 1  # scales change within a k-block
         return cpu_s * (1.1 if self.quant.endswith("z") else 1)
 

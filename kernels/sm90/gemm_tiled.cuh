@@ -323,8 +323,7 @@ struct TiledKernel {
       ptx::wgmma_fence();
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
-        Mma::mma(acc[r], a[step % kFragments][r], x + block * (kTileM * 128 / 16) + 2 * (step % 4),
-                 true);
+        Mma::mma(acc[r], a[step % kFragments][r], x + block * (kTileM * 128 / 16) + 2 * (step % 4));
       }
       ptx::wgmma_commit_group();
       // An MMA that is done lets its fragment be overwritten.

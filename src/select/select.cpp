@@ -12,9 +12,10 @@ namespace mixgemm::select {
 namespace {
 
 // Rates of the physics (docs/architecture.md, "What the hardware allows"), moved within what is
-// plausible to where the model's picks are fastest: the streaming kernel's fitted to 6,100 timings
-// of 96 problems, the tiled kernel's to 4,200 of 207, f16 x int4 g128, M = 1 .. 8192, on an
-// H100. Clocks are the SM's.
+// plausible to where the model's picks are fastest: the streaming kernel's fitted to 2,900 timings
+// of 84 problems, the tiled kernel's to 4,200 of 207, f16 x int4 g128, M = 1 .. 8192, on an
+// H100. Clocks are the SM's. kStageLatencyClks is at the lower end of what the fit was
+// allowed: with four stages on their way it never decides.
 constexpr double kL2BytesPerClk = 70;          // from L2, per SM, where CTAs in step share reads
 constexpr double kMulticastBytesPerClk = 110;  // delivered to an SM where a cluster shares a read
 constexpr double kStageLatencyClks = 300;      // from issuing a copy to its bytes, under load
