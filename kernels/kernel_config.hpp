@@ -257,6 +257,15 @@ constexpr bool is_wgmma_tokens(int tokens) {
   return false;
 }
 
+/// Whether the tiled kernel's dequantization takes one FMA a register (device/row_units.cuh).
+constexpr bool folds_scales(const KernelConfig& c) {
+  // With more sums a thread the time goes into MMAs, and registers run out.
+  const int most_sums = c.weight == WeightType::int4 ? 64 : 48;
+  return c.arch == 90 && c.schedule != Schedule::streaming && c.act == DataType::f16 &&
+         c.quant == Quant::group && !c.fine_groups && c.consumer_warpgroups != 3 &&
+         rows_per_warpgroup(c) / kWarpgroupRows * c.tile_m / 2 <= most_sums;
+}
+
 constexpr const char* why_illegal_multistage(const KernelConfig& c) {
   if (c.arch != 80) return "the multistage schedule needs arch 80";
   if (c.consumer_warpgroups < 1 || c.consumer_warpgroups > 2) {

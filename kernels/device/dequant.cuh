@@ -14,6 +14,9 @@
 //         through fp32 (2²³ + q) and is packed after the exact subtraction.
 //
 // Integer zeros join the exact subtraction; scaled zeros join the multiply as an FMA's addend.
+//
+// Folded, for f16 without zeros: a mask leaves q as an fp16 subnormal, q·2⁻²⁴ (or 2⁻²⁰ where it
+// stands four bits higher), and one FMA does the rest, in units of the row (row_units.cuh).
 #pragma once
 
 #include <cstdint>
@@ -27,11 +30,12 @@ namespace mixgemm::device {
 struct GroupConstants {
   std::uint32_t scale[2];   // s, twice
   std::uint32_t offset[2];  // −(bias of the code trick + zero), twice; fp32 bits for bf16 · int8
-  std::uint32_t addend[2];  // −z of scaled zeros, else −0
+  std::uint32_t addend[2];  // −z of scaled zeros, else −0; folded: what is subtracted
 };
 
-template <DataType kAct, WeightType kWeight, Quant kQuant>
+template <DataType kAct, WeightType kWeight, Quant kQuant, bool kFolded = false>
 struct Dequantizer {
+  static_assert(!kFolded || (kAct == DataType::f16 && kQuant == Quant::group));
   static constexpr bool kF16 = kAct == DataType::f16;
   static constexpr bool kInt4 = kWeight == WeightType::int4;
   static constexpr int kWordsPerStep = kInt4 ? 1 : 2;
@@ -80,6 +84,21 @@ struct Dequantizer {
     return c;
   }
 
+  /// Folded: a code as an fp16 subnormal; in slot 1 of int4, 16 times too large.
+  static __device__ __forceinline__ void subnormals(const std::uint32_t (&words)[kWordsPerStep],
+                                                    std::uint32_t (&a)[4]) {
+    if constexpr (kInt4) {
+      const std::uint32_t high = words[0] >> 8;
+      a[0] = words[0] & 0x000f000fu;
+      a[1] = words[0] & 0x00f000f0u;
+      a[2] = high & 0x000f000fu;
+      a[3] = high & 0x00f000f0u;
+    } else {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) a[r] = ptx::prmt(words[r / 2], 0u, r % 2 ? 0x4342u : 0x4140u);
+    }
+  }
+
   /// q − zero for the four registers of a step: exact.
   static __device__ __forceinline__ void subtract(const std::uint32_t (&words)[kWordsPerStep],
                                                   const std::uint32_t (&offset)[2],
@@ -122,6 +141,14 @@ struct Dequantizer {
   /// applied to the fp32 sum.
   static __device__ __forceinline__ void step(const std::uint32_t (&words)[kWordsPerStep],
                                               const GroupConstants& group, std::uint32_t (&a)[4]) {
+    if constexpr (kFolded) {
+      subnormals(words, a);
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        a[r] = ptx::fms_f16x2(a[r], group.scale[r % 2], group.addend[r % 2]);
+      }
+      return;
+    }
     if constexpr (kQuant == Quant::group_zero) {
       subtract(words, group.offset, a);
 #pragma unroll

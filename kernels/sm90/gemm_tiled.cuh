@@ -28,6 +28,7 @@
 #include "device/output.cuh"
 #include "device/params.cuh"
 #include "device/ring.cuh"
+#include "device/row_units.cuh"
 #include "device/tile_scheduler.cuh"
 #include "epilogues/standard.cuh"
 #include "kernel_config.hpp"
@@ -72,9 +73,12 @@ struct TiledKernel {
   static constexpr int kReleasingWarps = kPingpong ? 4 : 4 * kConsumers;
 
   using Epilogue = typename Variant::Epilogue;
-  using Dequant = device::Dequantizer<kConfig.act, kConfig.weight, kConfig.quant>;
+  static constexpr bool kFolded = folds_scales(kConfig);
+  using Dequant = device::Dequantizer<kConfig.act, kConfig.weight, kConfig.quant, kFolded>;
   using Output = device::Output<kConfig, Epilogue>;
   using Accumulators = float[kRowBlocks][kTileM / 2];
+  using RowUnits = device::RowUnits<kConfig.weight>;
+  using Units = RowUnits[kRowBlocks];
 
   const Params& p;
   const device::Ring ring;
@@ -256,13 +260,19 @@ struct TiledKernel {
     }
   }
 
+  /// Where the scales of row block r at k `k_in_stage` of the stage lie, row g's: see load_group.
+  __device__ __forceinline__ std::uint32_t group_at(std::uint32_t scales_at, const Part& part,
+                                                    int r, int k_in_stage) const {
+    return scales_at + 4 * r * part.strip_scales +
+           (k_in_stage >> p.group_shift) * (layout::kStripRows * 2);
+  }
+
   /// The constants of row block r at k `k_in_stage` of the stage, whose groups begin with it: a
   /// stage is some groups, or lies within one.
   __device__ __forceinline__ device::GroupConstants load_group(std::uint32_t scales_at,
                                                                const Part& part, int r,
                                                                int k_in_stage) const {
-    const std::uint32_t at = scales_at + 4 * r * part.strip_scales +
-                             (k_in_stage >> p.group_shift) * (layout::kStripRows * 2);
+    const std::uint32_t at = group_at(scales_at, part, r, k_in_stage);
     const std::uint16_t scale[2] = {ptx::ld_shared_u16(at), ptx::ld_shared_u16(at + 16)};
     std::uint16_t zero[2] = {0, 0};
     if constexpr (kConfig.quant == Quant::group_zero) {
@@ -271,6 +281,34 @@ struct TiledKernel {
       zero[1] = ptx::ld_shared_u16(at + kZeros + 16);
     }
     return Dequant::constants(scale, zero, p.zeros_scaled);
+  }
+
+  /// Folded: the constants of every k-block of a stage, in units that fit.
+  __device__ __forceinline__ void load_groups(
+      std::uint32_t scales_at, const Part& part, Units& units, Accumulators& acc,
+      device::GroupConstants (&group)[kKBlocks][kRowBlocks]) const {
+    std::uint16_t scales[kRowBlocks][kKBlocks][2];
+    std::uint32_t outside = 0;
+#pragma unroll
+    for (int r = 0; r < kRowBlocks; ++r) {
+#pragma unroll
+      for (int block = 0; block < kKBlocks; ++block) {
+        const std::uint32_t at = group_at(scales_at, part, r, block * layout::kBlockK);
+        scales[r][block][0] = ptx::ld_shared_u16(at);
+        scales[r][block][1] = ptx::ld_shared_u16(at + 16);
+        outside |= units[r].outside(scales[r][block][0], scales[r][block][1]);
+        group[block][r] = units[r].constants(scales[r][block]);
+      }
+    }
+    if ((outside & RowUnits::kOutside) == 0) return;
+#pragma unroll
+    for (int r = 0; r < kRowBlocks; ++r) {
+      units[r].adapt(scales[r], acc[r]);
+#pragma unroll
+      for (int block = 0; block < kKBlocks; ++block) {
+        group[block][r] = units[r].constants_of_any(scales[r][block]);
+      }
+    }
   }
 
   /// A k16 step of a k-block: words → fragment.
@@ -287,10 +325,11 @@ struct TiledKernel {
 
   // Fragments of steps at a time, each of an MMA on its way: as many as registers allow.
   static constexpr int kFragments = consumer_registers(kConfig) >= 150 ? 4 : 2;
-  static constexpr bool kBlockGroups = kConfig.quant != Quant::column && !kConfig.fine_groups;
+  static constexpr bool kBlockGroups =
+      kConfig.quant != Quant::column && !kConfig.fine_groups && !kFolded;
 
   /// One stage: dequantize a k16 step while the tensor cores multiply the one before.
-  __device__ __forceinline__ void multiply_stage(int stage, const Part& part,
+  __device__ __forceinline__ void multiply_stage(int stage, const Part& part, Units& units,
                                                  Accumulators& acc) const {
     using Mma = ptx::WgmmaRs<kConfig.act, kTileM>;
     const std::uint32_t offset = stage * kStageBytes;
@@ -306,6 +345,7 @@ struct TiledKernel {
         }
       }
     }
+    if constexpr (kFolded) load_groups(part.scales + offset, part, units, acc, group);
     // Uniform, or each MMA would move its descriptor from ordinary registers.
     const std::uint64_t x =
         ptx::wgmma_descriptor(ptx::uniform(static_cast<int>(stages_base + offset)));
@@ -335,7 +375,7 @@ struct TiledKernel {
   /// The same with mma.sync: a warp's strips times all tokens. What the next steps need is asked
   /// for before this one's products. x: of stage 0, where this lane's ldmatrix reads.
   __device__ __forceinline__ void multiply_stage_by_warps(int stage, const Part& part,
-                                                          std::uint32_t x,
+                                                          std::uint32_t x, Units& units,
                                                           Accumulators& acc) const {
     constexpr int kSteps = 4 * kKBlocks;
     constexpr int kTokenPairs = kTileM / 16;  // pairs of the instruction's 8 tokens
@@ -343,13 +383,14 @@ struct TiledKernel {
     x += offset;
     std::uint32_t words[2][kRowBlocks][kWords];
     std::uint32_t tokens[2][kTokenPairs][4];
-    device::GroupConstants group[2][kRowBlocks];
+    device::GroupConstants group[kKBlocks][kRowBlocks];
+    if constexpr (kFolded) load_groups(part.scales + offset, part, units, acc, group);
     const auto load_block = [&](int block) {
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
         load_words(part.words + offset, r, block, words[block % 2][r]);
         if constexpr (kBlockGroups) {
-          group[block % 2][r] = load_group(part.scales + offset, part, r, block * layout::kBlockK);
+          group[block][r] = load_group(part.scales + offset, part, r, block * layout::kBlockK);
         }
       }
     };
@@ -370,10 +411,10 @@ struct TiledKernel {
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
         if constexpr (kConfig.fine_groups) {
-          group[block % 2][r] = load_group(part.scales + offset, part, r, 16 * step);
+          group[block][r] = load_group(part.scales + offset, part, r, 16 * step);
         }
         std::uint32_t a[4];
-        dequantize(words[block % 2][r], step % 4, group[block % 2][r], a);
+        dequantize(words[block % 2][r], step % 4, group[block][r], a);
 #pragma unroll
         for (int j = 0; j < kTileM / 8; ++j) {
           ptx::mma_m16n8k16<kConfig.act>(*reinterpret_cast<float(*)[4]>(&acc[r][4 * j]), a,
@@ -399,6 +440,7 @@ struct TiledKernel {
     const bool releases_there = sharers > 1 && lane < sharers;
     if (p.pdl) ptx::griddepcontrol_wait();
     Output output(p, smem + ring_bytes(), warpgroup);
+    Units units;
     device::RingCursor cursor(p.stages);
     device::WorkItem item;
     int turn = 0;
@@ -419,15 +461,19 @@ struct TiledKernel {
       for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
         ring.wait_full(cursor);
         if constexpr (kWarpMma) {
-          multiply_stage_by_warps(cursor.stage, part, lane_x, acc);
+          multiply_stage_by_warps(cursor.stage, part, lane_x, units, acc);
           __syncwarp();
         } else {
-          multiply_stage(cursor.stage, part, acc);
+          multiply_stage(cursor.stage, part, units, acc);
         }
         ptx::mbarrier_arrive_if(releases_here, ring.empty(cursor.stage));
         ptx::mbarrier_arrive_cluster_if(releases_there, empty_there + 8 * cursor.stage);
       }
       if constexpr (kPingpong) ring.pass_turn(warpgroup, lane);
+      if constexpr (kFolded) {
+#pragma unroll
+        for (int r = 0; r < kRowBlocks; ++r) units[r].undo(acc[r]);
+      }
       if (p.cluster_k > 1) {
         output.put_partial(acc, smem);
         ptx::barrier_cluster_arrive();

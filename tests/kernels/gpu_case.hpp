@@ -118,7 +118,8 @@ class TestWeight {
   float* rounded_ = nullptr;
 };
 
-/// Random codes, scales and zeros. Values of w are some hundredths, so that sums stay in range.
+/// Random codes, scales and zeros. Values of w are some hundredths, so that sums stay in range; in
+/// every seventh row scales are anything from subnormal to one, zero or negative.
 CanonicalWeight random_weight(int n, int k, const QuantSpec& spec, std::uint32_t seed);
 
 /// Activations, reference sums, bias and residual for M tokens of a weight.
