@@ -13,7 +13,7 @@
 // chosen once.
 //
 // The groups of one stage share f. If their scales of a row lie far apart, weights of the smallest
-// may be subnormals in those units: an absolute error of up to 2⁻¹⁴ of the largest scale.
+// may be subnormals in those units: an absolute error of up to 2⁻¹³ of the largest scale.
 #pragma once
 
 #include <cstdint>
