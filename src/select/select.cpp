@@ -12,54 +12,53 @@ namespace mixgemm::select {
 namespace {
 
 // Rates of the physics (docs/architecture.md, "What the hardware allows"), moved within what is
-// plausible to where the model's picks are fastest: the streaming kernel's fitted to 2,900 timings
-// of 84 problems, the tiled kernel's to 4,200 of 207, f16 x int4 g128, M = 1 .. 8192, on an
-// H100. Clocks are the SM's. kStageLatencyClks is at the lower end of what the fit was
-// allowed: with four stages on their way it never decides.
+// plausible to where the model's picks are fastest: 8,200 timings of 290 problems, f16 x int4 g128,
+// M = 1 .. 8192, on H100s. Clocks are the SM's. kStageLatencyClks is at the lower end of what the
+// fit was allowed: with four stages on their way it never decides.
 constexpr double kL2BytesPerClk = 70;          // from L2, per SM, where CTAs in step share reads
 constexpr double kMulticastBytesPerClk = 110;  // delivered to an SM where a cluster shares a read
-constexpr double kStageLatencyClks = 300;      // from issuing a copy to its bytes, under load
+constexpr double kStageLatencyClks = 382;      // from issuing a copy to its bytes, under load
 constexpr double kMulticastFactor = 1.11;      // a pair of CTAs that multicast runs in lockstep
-constexpr double kOutOfStepFactor = 1.1;       // stream_k: CTAs at different k share no reads
-constexpr double kStageClks = 36.3;            // barrier and pointer work per ring stage
+constexpr double kOutOfStepFactor = 2.17;      // stream_k: CTAs at different k share no reads
+constexpr double kStageClks = 95.5;            // barrier and pointer work per ring stage
 constexpr double kStoreBytesPerClk = 100;      // output tiles, per SM
-constexpr double kPartialBytesPerClk = 82.9;   // fp32 partial tiles through L2, per SM
+constexpr double kPartialBytesPerClk = 63.5;   // fp32 partial tiles through L2, per SM
 constexpr double kExchangeBytesPerClk = 64;    // the same through distributed shared memory
-constexpr double kEpilogueClks = 404;          // barriers and latency of an epilogue
-constexpr double kClusterSumClks = 6982;       // two cluster barriers
-constexpr double kWorkspaceSumClks = 3361;     // flag written, seen, and the partial read back
+constexpr double kEpilogueClks = 642;          // barriers and latency of an epilogue
+constexpr double kClusterSumClks = 5324;       // two cluster barriers
+constexpr double kWorkspaceSumClks = 2362;     // flag written, seen, and the partial read back
 // What a tiled kernel makes of HBM next to one that only reads (drafts at M = 16).
-constexpr double kTiledHbmInefficiency = 1.06;
-constexpr double kSharedFixedUs = 1.51;  // where the next launch's CTAs fit beside this one's
-constexpr double kFixedUs = 1.39;        // launch, prologue, tensor-map fetch, first bytes
+constexpr double kTiledHbmInefficiency = 1.03;
+constexpr double kSharedFixedUs = 1.56;  // where the next launch's CTAs fit beside this one's
+constexpr double kFixedUs = 1;           // launch, prologue, tensor-map fetch, first bytes
 
 // The streaming kernel. A warp waits for its data and for its own chain of MMAs far more than for
 // issue slots, so what counts is how long a warp takes for its share, in clocks.
-constexpr double kStreamingFixedUs = 1.21;  // wait for the launch before, first X, last store
+constexpr double kStreamingFixedUs = 1.62;  // wait for the launch before, first X, last store
 constexpr double kStreamingAloneUs =
-    0.241;  // more, where two launches don't fit on an SM: the fill
-constexpr double kStreamingInefficiency = 1;  // of the stream, next to a kernel that only reads
-constexpr double kStreamingChunkClks = 601;   // a chunk: wait, refill
-constexpr double kStreamingBlockClks = 42.8;  // a k-block of a pass: its longest chain of MMAs
-constexpr double kStreamingStripClks = 120;   // what each strip of the pass adds to that
-constexpr double kStreamingTokenFactor =
-    0.757;                                // what a second tile of tokens adds to the two above
-constexpr double kStreamingXClks = 42.6;  // what copying X of 8 tokens adds to a k-block
-constexpr double kStreamingL2BytesPerClk = 21.7;  // codes and activations, per SM
-constexpr double kStreamingPassClks = 1135;       // exchange of a pass's sums between warps
-constexpr double kStreamingClusterClks = 3872;    // the same between CTAs
-constexpr double kStreamingSharedFactor = 0.494;  // clocks of a CTA's share that a second CTA adds
-constexpr double kStreamingOverlap = 0.143;       // of the lesser of stream and math, not hidden
+    0.206;  // more, where two launches don't fit on an SM: the fill
+constexpr double kStreamingInefficiency = 1.14;  // of the stream, next to a kernel that only reads
+constexpr double kStreamingChunkClks = 712;      // a chunk: wait, refill
+constexpr double kStreamingLatencyClks = 1853;   // from refilling a stage to its bytes, under load
+constexpr double kStreamingBlockClks = 66.1;     // a k-block of a pass: its longest chain of MMAs
+constexpr double kStreamingStripClks = 45.8;     // what each strip of the pass adds to that
+constexpr double kStreamingTokenFactor = 1.5;  // what a second tile of tokens adds to the two above
+constexpr double kStreamingXClks = 72.8;       // what copying X of 8 tokens adds to a k-block
+constexpr double kStreamingL2BytesPerClk = 33.2;  // codes and activations, per SM
+constexpr double kStreamingPassClks = 1863;       // exchange of a pass's sums between warps
+constexpr double kStreamingClusterClks = 2413;    // the same between CTAs
+constexpr double kStreamingSharedFactor = 0.262;  // clocks of a CTA's share that a second CTA adds
+constexpr double kStreamingOverlap = 0.0894;      // of the lesser of stream and math, not hidden
 
 // The tensor core and the dequantizer of one SM. One step = 64 weight rows × 16 k of one warpgroup;
 // its MMA takes tile_m/2 clocks.
 constexpr double kMmaEfficiency = 0.99;
 /// Clocks from a step's codes to its fragments for one warpgroup: hidden only by other warpgroups.
-constexpr double kDequantLatencyClks = 149;
+constexpr double kDequantLatencyClks = 121;
 /// Clocks of issue slots that a step takes.
-constexpr double kDequantIssueClks = 60;
+constexpr double kDequantIssueClks = 37.5;
 /// The share of dequantization that the MMAs don't hide.
-constexpr double kDequantExposed = 0.234;
+constexpr double kDequantExposed = 0.314;
 
 /// Relative cost of dequantization: measured for f16 and bf16 int4, counted in instructions for the
 /// others.
@@ -69,6 +68,10 @@ double dequant_weight(const KernelConfig& c) {
   if (c.quant == Quant::column) weight *= 0.9;
   if (c.quant == Quant::group_zero) weight *= 1.1;
   if (c.fine_groups) weight *= 1.15;
+  // What isn't folded into one FMA a register (device/row_units.cuh).
+  if (is_tiled(c) && (c.act == DataType::bf16 || c.quant != Quant::group || c.fine_groups)) {
+    weight *= 1.15;
+  }
   return weight;
 }
 
@@ -91,7 +94,7 @@ double multistage_clks_per_stage(const KernelConfig& c, int ctas, int device_arc
 }
 
 /// What waiting adds to the clocks of warp_mma_clks_per_stage.
-constexpr double kWarpMmaFactor = 1.46;
+constexpr double kWarpMmaFactor = 1.48;
 
 /// The same of Hopper's kernels that multiply by warps. Two CTAs, or two stages' worth of k in one,
 /// hide what a warp waits for.
@@ -186,8 +189,10 @@ Estimate evaluate_streaming(const KernelConfig& c, const LaunchConfig& l, const 
   const double block_clks = (kStreamingBlockClks + kStreamingStripClks * (c.tile_n / 16.0)) *
                                 dequant_weight(c) * second_tile * crowd +
                             kStreamingXClks * m / 8;
-  const double cta_clks =
-      passes * (chunks * kStreamingChunkClks + blocks * block_clks + kStreamingPassClks + 4 * m);
+  // A stage comes back from memory while the others are multiplied.
+  const double work_clks = chunks * kStreamingChunkClks + blocks * block_clks;
+  const double wait_clks = chunks * kStreamingLatencyClks / (l.stages - 1);
+  const double cta_clks = passes * (std::max(work_clks, wait_clks) + kStreamingPassClks + 4 * m);
   // CTAs beyond the places of a device make another wave.
   const double waves =
       l.one_pass || fit == 1 ? std::ceil(per_sm / fit) : std::max(1.0, per_sm / fit);
@@ -195,12 +200,17 @@ Estimate evaluate_streaming(const KernelConfig& c, const LaunchConfig& l, const 
 
   Estimate e;
   // Without PDL, or where a launch takes all places, the next one's first bytes don't overlap it.
-  const double alone = c.arch == 80 ? 1 : std::clamp(per_sm - (fit - 1), 0.0, 1.0);
+  const double taken = static_cast<double>(g.grid_ctas) / static_cast<double>(device.num_sms);
+  const double early = taken <= fit ? std::min((fit - taken) / taken, 1.0) : l.one_pass ? 0.5 : 0;
+  const double alone = c.arch == 80 ? 1 : 1 - early;
   e.fixed_us = kStreamingFixedUs + alone * kStreamingAloneUs;
   // An SM that works on more CTAs than the others takes more of the bandwidth, up to what L2 gives.
   const double total_bytes = static_cast<double>(g.cluster_tiles) * strip_bytes;
   e.stream_us = total_bytes / device.dram_bytes_per_us * kStreamingInefficiency;
-  const double l2 = cta_bytes * (l.one_pass ? std::max(per_sm, std::ceil(per_sm / fit)) : per_sm) /
+  // What the ring holds came before; the rest of the busiest SM's comes at the pace of one SM.
+  const double ring_bytes = static_cast<double>(g.smem_bytes);
+  const double most = l.one_pass && per_sm <= fit ? std::ceil(per_sm) : per_sm;
+  const double l2 = (cta_bytes * per_sm + (most - per_sm) * std::max(0.0, cta_bytes - ring_bytes)) /
                     kStreamingL2BytesPerClk;
   e.loop_us = std::max(l2, clks) * clk_us;
   e.bound = e.stream_us > e.loop_us ? "HBM" : clks > l2 ? "math" : "L2";
@@ -272,7 +282,7 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
     const double waves = std::ceil(tiles / static_cast<double>(g.clusters));
     // A pingpong CTA with one tile leaves half its warpgroups idle; from two tiles on they overlap.
     stages = std::ceil(waves / tiles_at_once) * k_tiles;
-    epilogues = c.schedule == Schedule::pingpong ? 1 : waves;
+    epilogues = std::ceil(waves / tiles_at_once);
   }
   stages += 1;  // fill
 
@@ -333,17 +343,19 @@ void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts&
   const std::int64_t k_tiles = (p.k + c.tile_k - 1) / c.tile_k;
   const bool likely_tma = p.k % 8 == 0;  // rows of X are rarely padded
   if (c.schedule == Schedule::streaming) {
-    // Hopper: deeper rings were never faster on an H100, they leave the next launch's weights no
-    // room. SM80, without PDL: enough codes in flight for the latency of HBM, in two depths.
-    int depths[2] = {2, 3};
+    // Hopper: a deeper ring waits less, but leaves the next launch's weights no room. SM80, without
+    // PDL: enough codes in flight for the latency of HBM, in two depths.
+    int depths[3] = {2, 3, 4};
     if (c.arch == 80) {
       constexpr int kBytesInFlight = 40 * 1024;
       const int stage = streaming_warps(c) * w_stage_bytes(c);
       depths[0] = std::min(deepest, std::max(2, (kBytesInFlight + stage - 1) / stage));
-      depths[1] = std::min(deepest, depths[0] + 2);
+      depths[1] = depths[2] = std::min(deepest, depths[0] + 2);
     }
-    for (const int& stages : depths) {
-      if (&stages != depths && stages == depths[0]) break;
+    int before = 0;
+    for (const int stages : depths) {
+      if (stages == before) continue;
+      before = stages;
       for (const auto& [ways, one_pass] :
            {std::pair{1, false}, {1, true}, {2, false}, {2, true}, {4, false}}) {
         LaunchConfig l;
