@@ -58,8 +58,8 @@ class FakeRegistry {
     }
     add(c, 128, 16, 64, Schedule::cooperative, 2, 2);
     for (const int tile_n : {16, 32, 48, 64}) {
-      add(c, tile_n, 8, 64, Schedule::streaming);
-      add(c, tile_n, 16, 64, Schedule::streaming);
+      add(c, tile_n, 8, 128, Schedule::streaming);
+      add(c, tile_n, 16, 128, Schedule::streaming);
     }
     add(c, 128, 96, 64, Schedule::cooperative);
     add(c, 128, 192, 64, Schedule::cooperative);
