@@ -58,6 +58,8 @@ class Product {
 
   const Plan& plan() const { return plan_; }
   const Problem& problem() const { return plan_.problem(); }
+  /// The addresses of run(), on the product's device.
+  const RunArgs& args() const { return args_; }
   /// x: M·K values in the activation type, columns in the order of the input features: they are
   /// gathered here where the weight has a permutation.
   void set_x(const std::vector<std::uint16_t>& x);

@@ -41,12 +41,23 @@ def relative(path):
     return short if len(short) < len(str(path)) else str(path)
 
 
-def print_table(comparison):
+def dense_key(row):
+    """The time that stands beside a row of `compare` or `bench`: it is of the row's own device."""
+    return "blas_f32_us" if row.get("device") == "cpu" else "cublas_us"
+
+
+def table(comparison):
+    """The comparison as lines of text."""
+    titles = {"blas_f32_us": "fp32 BLAS µs", "cublas_us": "cuBLAS µs"}
+    layers = comparison["layers"]
+    keys = sorted({dense_key(layer) for layer in layers})
+    acts = {layer["act"] for layer in layers if layer["device"] == "cuda"}
+    if len(acts) == 1:
+        titles["cublas_us"] = f"cuBLAS {acts.pop()} µs"
     columns = ["layer", "N×K", "format", "bits/weight", "weight error", "output error", "µs",
-               "fp32 BLAS µs", "speed-up"]
+               *(titles[key] for key in keys), "speed-up"]
     rows = [columns]
-    for layer in comparison["layers"] + [comparison["total"]]:
-        blas = layer["blas_f32_us"]
+    for layer in layers + [comparison["total"]]:
         rows.append([
             layer["layer"],
             f"{layer['n']}×{layer['k']}" if "n" in layer else "",
@@ -55,21 +66,40 @@ def print_table(comparison):
             f"{layer['rel_err_weight']:.4f}",
             f"{layer['rel_err_output']:.4f}",
             f"{layer['us']:.1f}",
-            "-" if blas is None else f"{blas:.1f}",
-            "-" if blas is None else f"{layer['speedup']:.2f}×",
+            *("-" if layer.get(key) is None else f"{layer[key]:.1f}" for key in keys),
+            "-" if layer["speedup"] is None else f"{layer['speedup']:.2f}×",
         ])
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     for row in rows:
         cells = [c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))]
-        print("  ".join(cells).rstrip())
+        yield "  ".join(cells).rstrip()
 
 
-def print_ratios(rows):
-    for row in rows:
-        speedup = row.get("speedup_over_blas")
-        print(f"M={row['m']}, N=K={row['n']}: {row['us']:.0f} µs" +
-              (f", {speedup:.2f}× the speed of fp32 {row['blas']} ({row['blas_f32_us']:.0f} µs)"
-               if speedup is not None else ", no BLAS to compare with"))
+def speedup(row):
+    """How many times as fast as the dense product of the same device; None where there is none."""
+    dense_us = row.get(dense_key(row))
+    return None if dense_us is None else dense_us / row["us"]
+
+
+def ratio_line(row):
+    def us(value):
+        return f"{value:.{1 if value < 100 else 0}f} µs"
+
+    cpu = row.get("device") == "cpu"
+    line = f"M={row['m']}, N=K={row['n']}: {us(row['us'])}"
+    if speedup(row) is None:
+        return f"{line}, no {'BLAS' if cpu else 'cuBLAS'} to compare with"
+    dense = f"fp32 {row['blas']}" if cpu else f"{row['act']} cuBLAS"
+    return f"{line}, {speedup(row):.2f}× the speed of {dense} ({us(row[dense_key(row)])})"
+
+
+def summary_line(comparison):
+    total = comparison["total"]
+    line = f"{total['num_layers']} layers at {total['bits_per_weight']:.3f} bits per weight"
+    if total["speedup"] is None:
+        return line
+    against = "dense fp32" if total["device"] == "cpu" else f"dense {comparison['act']} on the GPU"
+    return f"{line}, {total['speedup']:.2f}× the speed of {against}"
 
 
 def main():
@@ -90,26 +120,22 @@ def main():
     verified = json.loads(run([program, "verify", packed, "--against", model, "--json"], True))
     print(f"{verified['num_layers']} packed layers and {verified['num_dense']} dense tensors: "
           "checksums good, matches")
-    print("\n3. Load it by mmap; multiply each layer, beside a dense fp32 product:")
+    print("\n3. Load it by mmap; multiply each layer, beside a dense product on the same device:")
     comparison = json.loads(
         run([program, "compare", packed, "--against", model, "--m", args.m, "--json"], True))
-    print_table(comparison)
+    print("\n".join(table(comparison)))
     print("\n4. A layer of a large model, weights cold in memory:")
     rows = run([program, "bench", "--layer", "llama8b.o", "--m", "1,512", "--json"], True)
     rows = [json.loads(line) for line in rows.splitlines()]
-    print_ratios(rows)
+    print("\n".join(ratio_line(row) for row in rows))
 
+    over = "speedup_over_blas" if rows[0].get("device") == "cpu" else "speedup_over_cublas"
     report = {"model": model, "comparison": comparison, "bench": rows,
-              "speedup_over_blas": {f"m{r['m']}_n{r['n']}_k{r['k']}": r.get("speedup_over_blas")
-                                    for r in rows}}
+              over: {f"m{r['m']}_n{r['n']}_k{r['k']}": speedup(r) for r in rows}}
     temporary = args.output.with_name(args.output.name + ".tmp")
     temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     os.replace(temporary, args.output)
-    total = comparison["total"]
-    faster = "" if total["speedup"] is None else \
-        f", {total['speedup']:.2f}× the speed of dense fp32"
-    print(f"\n{total['num_layers']} layers at {total['bits_per_weight']:.3f} bits per weight"
-          f"{faster}; every figure is in {relative(args.output)}")
+    print(f"\n{summary_line(comparison)}; every figure is in {relative(args.output)}")
 
 
 if __name__ == "__main__":

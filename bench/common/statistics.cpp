@@ -12,6 +12,11 @@ int num_copies(double bytes, bool overlapping) {
   return std::max(least, static_cast<int>(std::min<double>(wanted, kMaxLaunches)));
 }
 
+int model_copies(double bytes, double model_bytes) {
+  const double wanted = std::ceil(std::min(model_bytes, kWorkingSetBytes) / bytes);
+  return static_cast<int>(std::clamp<double>(wanted, 1, kMaxLaunches));
+}
+
 int num_launches(double launch_us, int copies, double graph_us) {
   const double wanted = std::ceil(graph_us / std::max(launch_us, 0.5));
   const int rounds = static_cast<int>(std::ceil(std::min<double>(wanted, kMaxLaunches) / copies));

@@ -21,6 +21,10 @@ inline constexpr int kMinCopies = 2;
 /// weight under 0.8 MB can't fill the working set (rows report copies and bytes).
 int num_copies(double bytes, bool overlapping);
 
+/// The same for a layer of a model whose layers take `model_bytes` together: what is cold there is
+/// cold here, and a model that fits a cache stays in it.
+int model_copies(double bytes, double model_bytes);
+
 /// Launches in a graph: one per copy at least, kGraphUs in all, kMaxLaunches at most, whole rounds
 /// of the copies so that every copy counts alike.
 int num_launches(double launch_us, int copies, double graph_us = kGraphUs);

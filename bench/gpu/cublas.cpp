@@ -65,6 +65,7 @@ std::vector<fs::path> python_prefixes() {
 std::vector<std::string> cublas_candidates() {
   std::vector<std::string> candidates;
   if (const std::string named = environment("MIXGEMM_CUBLASLT"); !named.empty()) {
+    if (named == "none") return {};
     candidates.push_back(named);
   }
   for (const char* name : kNames) candidates.emplace_back(name);

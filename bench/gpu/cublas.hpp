@@ -15,9 +15,9 @@
 
 namespace mixgemm::bench {
 
-/// Places where cuBLASLt may lie, in the order they are tried: $MIXGEMM_CUBLASLT (a file), the
-/// loader's own search, CUDA toolkits, and the packages of Python environments ($VIRTUAL_ENV,
-/// $CONDA_PREFIX, the environment of the python3 on $PATH, the system's).
+/// Places where cuBLASLt may lie, in the order they are tried: $MIXGEMM_CUBLASLT (a file; "none":
+/// don't look), the loader's own search, CUDA toolkits, and the packages of Python environments
+/// ($VIRTUAL_ENV, $CONDA_PREFIX, the environment of the python3 on $PATH, the system's).
 std::vector<std::string> cublas_candidates();
 
 class CublasLt {

@@ -54,6 +54,26 @@ void WeightPool::remake_scales(const QuantSpec& spec, cudaStream_t stream) {
   }
 }
 
+void WeightPool::copy(const PackedView& weight, int copies, cudaStream_t stream) {
+  shape_ = {weight.n, weight.k, "a layer"};
+  spec_ = weight.spec;
+  copies_ = copies;
+  layout_ = layout_of(shape_, spec_);
+  memory_.reserve(layout_.stride * static_cast<std::size_t>(copies),
+                  fmt::format("{} copies of a layer", copies));
+  const std::size_t scale_bytes = 2 * static_cast<std::size_t>(layout_.num_scales);
+  for (int copy = 0; copy < copies; ++copy) {
+    std::byte* start = memory_.as<>() + layout_.stride * static_cast<std::size_t>(copy);
+    const auto fill = [&](std::size_t offset, const void* from, std::size_t bytes) {
+      check(cudaMemcpyAsync(start + offset, from, bytes, cudaMemcpyDeviceToDevice, stream),
+            "copy of a packed weight");
+    };
+    fill(0, weight.codes, layout_.codes_bytes);
+    fill(layout_.scales, weight.scales, scale_bytes);
+    if (layout_.zeros != 0) fill(layout_.zeros, weight.zeros, scale_bytes);
+  }
+}
+
 PackedView WeightPool::view(int copy) const {
   const std::byte* start = memory_.as<>() + layout_.stride * static_cast<std::size_t>(copy);
   PackedView view;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Cold copies of one random packed weight, made on the device.
+// Cold copies of one packed weight on the device: of a random one made there, or of a given one.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,13 @@ class WeightPool {
   void make(const Shape& shape, const QuantSpec& spec, int copies, cudaStream_t stream);
   /// Only scales and zeros anew, for the same shape and codes and another spec of the same sizes.
   void remake_scales(const QuantSpec& spec, cudaStream_t stream);
+
+  /// Copies of a whole weight that lies on the device.
+  void copy(const PackedView& weight, int copies, cudaStream_t stream);
+  /// What one copy of it takes.
+  static double bytes_of(const PackedView& weight) {
+    return static_cast<double>(layout_of({weight.n, weight.k, ""}, weight.spec).stride);
+  }
 
   PackedView view(int copy) const;
   int copies() const { return copies_; }

@@ -94,10 +94,12 @@ TEST(LaunchGrid, OnlyLegalLaunchesEachOnce) {
 TEST(CublasSearch, NamedFileComesFirstThenTheLoadersOwnSearch) {
   ASSERT_EQ(setenv("MIXGEMM_CUBLASLT", "/somewhere/libcublasLt.so.13", 1), 0);
   const auto candidates = cublas_candidates();
-  unsetenv("MIXGEMM_CUBLASLT");
   ASSERT_GE(candidates.size(), 4u);
   EXPECT_EQ(candidates[0], "/somewhere/libcublasLt.so.13");
   EXPECT_EQ(candidates[1], "libcublasLt.so.13");
+  ASSERT_EQ(setenv("MIXGEMM_CUBLASLT", "none", 1), 0);
+  EXPECT_TRUE(cublas_candidates().empty());
+  unsetenv("MIXGEMM_CUBLASLT");
   EXPECT_EQ(cublas_candidates()[0], "libcublasLt.so.13");
 }
 

@@ -23,6 +23,15 @@ TEST(Copies, WorkingSetExceedsTheCacheForEveryWeightThatCan) {
   EXPECT_EQ(num_copies(235e6, false), 2);
 }
 
+TEST(Copies, OfALayerMakeItsModelWhichMayFitACache) {
+  EXPECT_EQ(model_copies(1e6, 20e6), 20);
+  EXPECT_EQ(model_copies(3e6, 20e6), 7);
+  EXPECT_EQ(model_copies(5e6, 5e6), 1);     // a model of one layer
+  EXPECT_EQ(model_copies(20e6, 16e9), 20);  // of a large one, the working set of the protocol
+  EXPECT_EQ(model_copies(900e6, 16e9), 1);  // larger than that by itself
+  EXPECT_EQ(model_copies(1e3, 1e9), kMaxLaunches);
+}
+
 TEST(Launches, EveryCopyCountsAlikeAndGraphsLastLongEnough) {
   for (const int copies : {1, 2, 4, 7, 48, 300, 512}) {
     for (double us = 0.5; us < 2e4; us *= 1.9) {

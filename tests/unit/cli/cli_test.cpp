@@ -422,9 +422,20 @@ TEST_F(Cli, TheReadmeExampleMultipliesWithAPackedFile) {
 TEST_F(Cli, CompareMeasuresEveryLayer) {
   const auto packed = write_packed();
   const auto model = path("model.safetensors");
-  const auto report = run({"compare", packed, "--against", model, "--m", "2", "--json"}).json();
+  std::vector<std::string> words = {"compare", packed, "--against", model, "--device", "cpu"};
+  EXPECT_THAT(run(words).out, HasSubstr("fp32 BLAS µs"));
+  words.push_back("--json");
+  const auto without = run(words, "", "MIXGEMM_BLAS=none").json();
+  EXPECT_TRUE(without["blas"].is_null());
+  EXPECT_TRUE(without["total"]["speedup"].is_null());
+  words.insert(words.end(), {"--m", "2"});
+  const auto report = run(words).json();
+  EXPECT_TRUE(report.contains("blas"));
   ASSERT_EQ(report["layers"].size(), 2u);
   for (const auto& layer : report["layers"]) {
+    EXPECT_EQ(layer["device"], "cpu");
+    EXPECT_TRUE(layer.contains("blas_f32_us"));
+    EXPECT_FALSE(layer.contains("cublas_us"));
     EXPECT_GT(layer["us"].get<double>(), 0.0);
     for (const char* key : {"rel_err_weight", "rel_err_output"}) {
       EXPECT_GT(layer[key].get<double>(), 0.02);
@@ -432,10 +443,28 @@ TEST_F(Cli, CompareMeasuresEveryLayer) {
     }
   }
   EXPECT_EQ(report["total"]["num_weights"], 48 * 256 + 20 * 96);
-  const Outcome without =
-      run({"compare", packed, "--against", model, "--json"}, "", "MIXGEMM_BLAS=none");
-  EXPECT_TRUE(without.json()["total"]["speedup"].is_null());
-  EXPECT_EQ(run({"compare", packed, "--against", model}).exit_code, 0);
+}
+
+TEST_F(Cli, CompareHoldsATimeAgainstItsOwnDeviceOnly) {
+  const auto packed = write_packed();
+  const std::vector<std::string> words = {"compare", packed, "--against", path("model.safetensors"),
+                                          "--json"};
+  const auto report = run(words).json();
+  if (report["total"]["device"] == "cpu") GTEST_SKIP() << "no GPU that this build has kernels for";
+  const auto without = run(words, "", "MIXGEMM_BLAS=none MIXGEMM_CUBLASLT=none").json();
+  for (std::size_t i = 0; i < report["layers"].size(); ++i) {
+    const auto& layer = report["layers"][i];
+    const bool cuda = layer["device"] == "cuda";
+    EXPECT_EQ(layer.contains("cublas_us"), cuda);
+    EXPECT_EQ(layer.contains("blas_f32_us"), !cuda);
+    if (cuda && !report["cublas"].is_null()) {
+      EXPECT_GT(layer["cublas_us"].get<double>(), 0.0);
+      EXPECT_DOUBLE_EQ(layer["speedup"].get<double>(),
+                       layer["cublas_us"].get<double>() / layer["us"].get<double>());
+    }
+    EXPECT_TRUE(without["layers"][i]["speedup"].is_null());
+    EXPECT_GT(without["layers"][i]["us"].get<double>(), 0.0);
+  }
 }
 
 TEST_F(Cli, CompareNeedsTheSameShapes) {
