@@ -43,6 +43,9 @@ std::uint32_t each_half(std::uint32_t a, std::uint32_t b, std::uint32_t c, Opera
 inline std::uint32_t fma_f16x2(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
   return each_half<DataType::f16>(a, b, c, [](double x, double y, double z) { return x * y + z; });
 }
+inline std::uint32_t fms_f16x2(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  return each_half<DataType::f16>(a, b, c, [](double x, double y, double z) { return x * y - z; });
+}
 inline std::uint32_t mul_f16x2(std::uint32_t a, std::uint32_t b) {
   return each_half<DataType::f16>(a, b, 0, [](double x, double y, double) { return x * y; });
 }
