@@ -12,54 +12,53 @@ namespace mixgemm::select {
 namespace {
 
 // Rates of the physics (docs/architecture.md, "What the hardware allows"), moved within what is
-// plausible to where the model's picks are fastest: 8,500 timings of 400 problems, f16 x int4 g128,
-// M = 1 .. 8192, on H100s and an H200. Clocks are the SM's. kStageLatencyClks is at the lower end
-// of what the fit was allowed: with four stages on their way it never decides.
+// plausible to where the model's picks are fastest: 7,900 timings of 440 problems, f16 x int4 g128,
+// M = 1 .. 8192, on H100s and an H200. Clocks are the SM's.
 constexpr double kL2BytesPerClk = 70;          // from L2, per SM, where CTAs in step share reads
 constexpr double kMulticastBytesPerClk = 110;  // delivered to an SM where a cluster shares a read
-constexpr double kStageLatencyClks = 414;      // from issuing a copy to its bytes, under load
-constexpr double kMulticastFactor = 1.09;      // a pair of CTAs that multicast runs in lockstep
-constexpr double kOutOfStepFactor = 1.44;      // stream_k: CTAs at different k share no reads
-constexpr double kStageClks = 95.5;            // barrier and pointer work per ring stage
+constexpr double kStageLatencyClks = 1122;     // from issuing a copy to its bytes, under load
+constexpr double kMulticastFactor = 1.07;      // a pair of CTAs that multicast runs in lockstep
+constexpr double kOutOfStepFactor = 2.15;      // stream_k: CTAs at different k share no reads
+constexpr double kStageClks = 80.7;            // barrier and pointer work per ring stage
 constexpr double kStoreBytesPerClk = 100;      // output tiles, per SM
-constexpr double kPartialBytesPerClk = 45;     // fp32 partial tiles through L2, per SM
+constexpr double kPartialBytesPerClk = 48.3;   // fp32 partial tiles through L2, per SM
 constexpr double kExchangeBytesPerClk = 64;    // the same through distributed shared memory
-constexpr double kEpilogueClks = 813;          // barriers and latency of an epilogue
-constexpr double kClusterSumClks = 5210;       // two cluster barriers
-constexpr double kWorkspaceSumClks = 1424;     // flag written, seen, and the partial read back
+constexpr double kEpilogueClks = 786;          // barriers and latency of an epilogue
+constexpr double kClusterSumClks = 5299;       // two cluster barriers
+constexpr double kWorkspaceSumClks = 1783;     // flag written, seen, and the partial read back
 // What a tiled kernel makes of HBM next to one that only reads (drafts at M = 16).
 constexpr double kTiledHbmInefficiency = 1.03;
-constexpr double kSharedFixedUs = 2.15;  // where the next launch's CTAs fit beside this one's
-constexpr double kFixedUs = 1.46;        // launch, prologue, tensor-map fetch, first bytes
+constexpr double kSharedFixedUs = 1.98;  // where the next launch's CTAs fit beside this one's
+constexpr double kFixedUs = 1.2;         // launch, prologue, tensor-map fetch, first bytes
 
 // The streaming kernel. A warp waits for its data and for its own chain of MMAs far more than for
 // issue slots, so what counts is how long a warp takes for its share, in clocks.
-constexpr double kStreamingFixedUs = 1.62;  // wait for the launch before, first X, last store
+constexpr double kStreamingFixedUs = 1.89;  // wait for the launch before, first X, last store
 constexpr double kStreamingAloneUs =
-    0.383;  // more, where two launches don't fit on an SM: the fill
-constexpr double kStreamingInefficiency = 0.98;  // of the stream, next to a kernel that only reads
-constexpr double kStreamingChunkClks = 734;      // a chunk: wait, refill
-constexpr double kStreamingLatencyClks = 1850;   // from refilling a stage to its bytes, under load
-constexpr double kStreamingBlockClks = 63.9;     // a k-block of a pass: its longest chain of MMAs
-constexpr double kStreamingStripClks = 46.8;     // what each strip of the pass adds to that
+    0.181;  // more, where two launches don't fit on an SM: the fill
+constexpr double kStreamingInefficiency = 0.998;  // of the stream, next to a kernel that only reads
+constexpr double kStreamingChunkClks = 639;       // a chunk: wait, refill
+constexpr double kStreamingLatencyClks = 1088;    // from refilling a stage to its bytes, under load
+constexpr double kStreamingBlockClks = 97.9;      // a k-block of a pass: its longest chain of MMAs
+constexpr double kStreamingStripClks = 45.3;      // what each strip of the pass adds to that
 constexpr double kStreamingTokenFactor =
-    2.11;                                // what a second tile of tokens adds to the two above
-constexpr double kStreamingXClks = 109;  // what copying X of 8 tokens adds to a k-block
-constexpr double kStreamingL2BytesPerClk = 37.8;  // codes and activations, per SM
-constexpr double kStreamingPassClks = 728;        // exchange of a pass's sums between warps
-constexpr double kStreamingClusterClks = 3341;    // the same between CTAs
-constexpr double kStreamingSharedFactor = 0.261;  // clocks of a CTA's share that a second CTA adds
-constexpr double kStreamingOverlap = 0.178;       // of the lesser of stream and math, not hidden
+    2.11;                                 // what a second tile of tokens adds to the two above
+constexpr double kStreamingXClks = 30.6;  // what copying X of 8 tokens adds to a k-block
+constexpr double kStreamingL2BytesPerClk = 39.8;  // codes and activations, per SM
+constexpr double kStreamingPassClks = 802;        // exchange of a pass's sums between warps
+constexpr double kStreamingClusterClks = 3237;    // the same between CTAs
+constexpr double kStreamingSharedFactor = 0.183;  // clocks of a CTA's share that a second CTA adds
+constexpr double kStreamingOverlap = 0.209;       // of the lesser of stream and math, not hidden
 
 // The tensor core and the dequantizer of one SM. One step = 64 weight rows × 16 k of one warpgroup;
 // its MMA takes tile_m/2 clocks.
 constexpr double kMmaEfficiency = 0.99;
 /// Clocks from a step's codes to its fragments for one warpgroup: hidden only by other warpgroups.
-constexpr double kDequantLatencyClks = 102;
+constexpr double kDequantLatencyClks = 97.7;
 /// Clocks of issue slots that a step takes.
-constexpr double kDequantIssueClks = 42;
+constexpr double kDequantIssueClks = 41.5;
 /// The share of dequantization that the MMAs don't hide.
-constexpr double kDequantExposed = 0.294;
+constexpr double kDequantExposed = 0.288;
 
 /// Relative cost of dequantization: measured for f16 and bf16 int4, counted in instructions for the
 /// others.
@@ -188,12 +187,13 @@ Estimate evaluate_streaming(const KernelConfig& c, const LaunchConfig& l, const 
   const double second_tile = 1 + kStreamingTokenFactor * (c.tile_m / 8 - 1);
   const double crowd = streaming_warps(c) > 8 ? 1 + kStreamingSharedFactor : 1;
   const double block_clks = (kStreamingBlockClks + kStreamingStripClks * (c.tile_n / 16.0)) *
-                                dequant_weight(c) * second_tile * crowd +
-                            kStreamingXClks * m / 8;
+                            dequant_weight(c) * second_tile * crowd;
   // A stage comes back from memory while the others are multiplied.
   const double work_clks = chunks * kStreamingChunkClks + blocks * block_clks;
   const double wait_clks = chunks * kStreamingLatencyClks / (l.stages - 1);
-  const double cta_clks = passes * (std::max(work_clks, wait_clks) + kStreamingPassClks + 4 * m);
+  const double x_clks = blocks * kStreamingXClks * m / 8;
+  const double cta_clks =
+      passes * (std::max(work_clks, wait_clks) + x_clks + kStreamingPassClks + 4 * m);
   // CTAs beyond the places of a device make another wave.
   const double waves =
       l.one_pass || fit == 1 ? std::ceil(per_sm / fit) : std::max(1.0, per_sm / fit);
