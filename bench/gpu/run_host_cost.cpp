@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <numeric>
+#include <vector>
 
 #include "gpu/gemm_bench.hpp"
 #include "gpu/modes.hpp"
@@ -23,11 +26,13 @@ constexpr int kBatches = 20;
 
 struct HostCost {
   double median_us = 0, p90_us = 0;
+  double batch_us = 0;  ///< a call's share of a batch, median over batches: what a loop pays
 };
 
 HostCost host_cost(const std::function<void()>& call, const GraphTimer& timer) {
-  std::vector<double> sample;
+  std::vector<double> sample, shares;
   for (int batch = 0; batch < kBatches; ++batch) {
+    const std::size_t before = sample.size();
     for (int i = 0; i < kBatch; ++i) {
       const auto start = std::chrono::steady_clock::now();
       call();
@@ -36,9 +41,15 @@ HostCost host_cost(const std::function<void()>& call, const GraphTimer& timer) {
       if (batch > 0) sample.push_back(spent.count());  // the first warms up
     }
     timer.synchronize();
+    if (batch > 0) {
+      shares.push_back(
+          std::accumulate(sample.begin() + static_cast<std::ptrdiff_t>(before), sample.end(), 0.0) /
+          kBatch);
+    }
   }
   std::sort(sample.begin(), sample.end());
-  return {sample[sample.size() / 2], sample[sample.size() * 9 / 10]};
+  std::sort(shares.begin(), shares.end());
+  return {sample[sample.size() / 2], sample[sample.size() * 9 / 10], shares[shares.size() / 2]};
 }
 
 }  // namespace
@@ -104,6 +115,7 @@ Summary run_host_cost(const Options& options, const Callbacks& callbacks) {
               bench.timer());
           row["run_us"] = run.median_us;
           row["run_p90_us"] = run.p90_us;
+          row["run_batch_us"] = run.batch_us;
           row["empty_launch_us"] = empty.median_us;
           row["plan_us"] = planning.median_us;
           row["commit"] = commit();

@@ -18,7 +18,8 @@ they take longer than --seconds. The rows:
     bound_run         the extension's own call, by address: the C++ call and the binding
     module_call       a module that does nothing, for the part of nn.Module
     allocation        torch.empty of the output
-    cpp_run           Plan::run in C++, as `mixgemm bench --mode host-cost` has it (--mixgemm): the
+    cpp_run           Plan::run in C++, a call's share of a batch as `mixgemm bench --mode host-cost`
+                      has it (--mixgemm), a mean over calls like the others: the
                       mean of a run before the rounds and one after them, which are in the row, too
 
 `overhead_us` is mixgemm_linear less cpp_run where that was measured, else less bound_run;
@@ -73,7 +74,7 @@ def interleaved_us(functions, calls, rounds, seconds, device):
 
 
 def cpp_run_us(program, layer, tokens):
-    """run_us by M, of the program's own measurement; empty where it has none."""
+    """run_batch_us by M, of the program's own measurement; empty where it has none."""
     try:
         done = subprocess.run([program, "bench", "--device", "cuda", "--mode", "host-cost", "--layer",
                                layer, "--m", ",".join(map(str, tokens)), "--pdl", "off", "--json"],
@@ -82,7 +83,8 @@ def cpp_run_us(program, layer, tokens):
         print(f"eager_overhead: no C++ figure: {error!r}", file=sys.stderr)
         return {}
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    found = {row["m"]: row["run_us"] for row in rows if row.get("run_us") is not None}
+    found = {row["m"]: row["run_batch_us"] for row in rows
+             if row.get("run_batch_us") is not None}
     if not found:
         print(f"eager_overhead: no C++ figure: {done.stderr.strip()}", file=sys.stderr)
     return found
