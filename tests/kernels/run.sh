@@ -35,7 +35,7 @@ else
   # initcheck must see every kernel: to it, what an unwatched kernel wrote is uninitialized.
   # The test has eight shares, which run side by side: a sanitizer keeps one core busy, not the GPU.
   shards=$(($(nproc) < 16 ? 4 : 8))
-  for tool in memcheck racecheck synccheck initcheck; do
+  for tool in ${TOOLS:-memcheck racecheck synccheck initcheck}; do
     echo "run.sh: compute-sanitizer $tool"
     watched=(--kernel-regex kns=gemm_)
     [ "$tool" = initcheck ] && watched=()
