@@ -313,6 +313,22 @@ TEST(Select, StreamingServesOnlyTheTokensOfItsTile) {
   EXPECT_NE(why_unfit(c, p), nullptr);
 }
 
+TEST(Select, BatchInvariantFoldedKernelsNeedStagesWithinAGroup) {
+  KernelConfig c;
+  c.tile_n = 128;
+  c.tile_m = 64;
+  c.tile_k = 128;
+  ASSERT_TRUE(folds_scales(c));
+  Problem p = problem(8, 4096, 4096);
+  p.weight.group_size = 64;
+  EXPECT_EQ(why_unfit(c, p), nullptr);
+  p.batch_invariant = true;
+  ASSERT_NE(why_unfit(c, p), nullptr);
+  EXPECT_NE(std::string(why_unfit(c, p)).find("within a group"), std::string::npos);
+  p.weight.group_size = 128;
+  EXPECT_EQ(why_unfit(c, p), nullptr);
+}
+
 TEST(SelectModel, DecodeStreams) {
   for (const std::int64_t m : {1, 2, 4, 8}) {
     for (const auto& [n, k] : {std::pair{4096, 4096}, {6144, 4096}, {8192, 8192}, {8192, 28672}}) {
