@@ -107,11 +107,16 @@ constexpr int stage_bytes(const KernelConfig& c) {
   return align_up(x_stage_bytes(c) + w_stage_bytes(c) + scale_stage_bytes(c) + zero_stage_bytes(c),
                   1024);
 }
+inline constexpr int kBarrierBytes = (2 * kMaxStages + 2) * 8;  // full, empty, pingpong turns
 /// Output staging: each consumer warpgroup's slab, kStageTokens tokens × its rows, 16 bytes of
 /// padding a row so that stmatrix and the 16-byte reads hit each bank once.
 constexpr int staging_pitch_elems(const KernelConfig& c) { return rows_per_warpgroup(c) + 8; }
 constexpr int staging_tokens(const KernelConfig& c) {
-  return c.tile_m < kStageTokens ? c.tile_m : kStageTokens;
+  if (c.tile_m < kStageTokens) return c.tile_m;
+  // Half as many where a third ring stage fits only then.
+  const int left = kMaxSharedBytes - 1024 - kBarrierBytes - 3 * stage_bytes(c);
+  const int whole = c.consumer_warpgroups * kStageTokens * staging_pitch_elems(c) * 2;
+  return whole > left && whole / 2 <= left ? kStageTokens / 2 : kStageTokens;
 }
 constexpr int staging_bytes(const KernelConfig& c) {
   return c.consumer_warpgroups * staging_tokens(c) * staging_pitch_elems(c) * 2;
@@ -119,7 +124,6 @@ constexpr int staging_bytes(const KernelConfig& c) {
 /// fp32 partial tile that cluster_k CTAs exchange; it reuses the ring, which is drained by then.
 constexpr int partial_pitch_elems(const KernelConfig& c) { return c.tile_n + 4; }
 constexpr int partial_bytes(const KernelConfig& c) { return c.tile_m * partial_pitch_elems(c) * 4; }
-inline constexpr int kBarrierBytes = (2 * kMaxStages + 2) * 8;  // full, empty, pingpong turns
 
 /// Dynamic shared memory of a tiled kernel, alignment slack included.
 constexpr int tiled_smem_bytes(const KernelConfig& c, const LaunchConfig& l) {
@@ -257,13 +261,14 @@ constexpr bool is_wgmma_tokens(int tokens) {
   return false;
 }
 
-/// Whether the tiled kernel's dequantization takes one FMA a register (device/row_units.cuh).
+/// Whether the tiled kernel's dequantization takes one FMA a register (device/units.cuh).
 constexpr bool folds_scales(const KernelConfig& c) {
-  // With more sums a thread the time goes into MMAs, and registers run out.
+  if (c.arch != 90 || c.schedule == Schedule::streaming || c.quant != Quant::group) return false;
+  // With many sums a thread the time goes into MMAs, and registers run out.
+  const int sums = rows_per_warpgroup(c) / kWarpgroupRows * c.tile_m / 2;
+  if (c.act == DataType::bf16) return !c.fine_groups || sums <= 32;
   const int most_sums = c.weight == WeightType::int4 ? 64 : 48;
-  return c.arch == 90 && c.schedule != Schedule::streaming && c.act == DataType::f16 &&
-         c.quant == Quant::group && !c.fine_groups && c.consumer_warpgroups != 3 &&
-         rows_per_warpgroup(c) / kWarpgroupRows * c.tile_m / 2 <= most_sums;
+  return !c.fine_groups && c.consumer_warpgroups != 3 && sums <= most_sums;
 }
 
 constexpr const char* why_illegal_multistage(const KernelConfig& c) {
@@ -441,6 +446,7 @@ struct Params {
   bool r_vectors;  ///< residual rows take aligned 16-byte loads
   bool pdl;
   bool zeros_scaled;  ///< gz: the zeros are already multiplied by the scale
+  bool k_rotated;     ///< tiled: clusters begin at different places of their k ranges
 };
 
 }  // namespace mixgemm

@@ -15,8 +15,9 @@
 //
 // Integer zeros join the exact subtraction; scaled zeros join the multiply as an FMA's addend.
 //
-// Folded, for f16 without zeros: a mask leaves q as an fp16 subnormal, q·2⁻²⁴ (or 2⁻²⁰ where it
-// stands four bits higher), and one FMA does the rest, in units of the row (row_units.cuh).
+// Folded, for group scales without zeros: a mask leaves q as a subnormal (or, in bf16, one of the
+// least normal numbers), q·2⁻²⁴ in fp16 and q·2⁻¹³³ in bf16, 16 times that where it stands four bits
+// higher, and one FMA does the rest, in units of the row (row_units.cuh, wide_units.cuh).
 #pragma once
 
 #include <cstdint>
@@ -30,12 +31,12 @@ namespace mixgemm::device {
 struct GroupConstants {
   std::uint32_t scale[2];   // s, twice
   std::uint32_t offset[2];  // −(bias of the code trick + zero), twice; fp32 bits for bf16 · int8
-  std::uint32_t addend[2];  // −z of scaled zeros, else −0; folded: what is subtracted
+  std::uint32_t addend[2];  // −z of scaled zeros, else −0; folded: z in the row's unit, subtracted
 };
 
 template <DataType kAct, WeightType kWeight, Quant kQuant, bool kFolded = false>
 struct Dequantizer {
-  static_assert(!kFolded || (kAct == DataType::f16 && kQuant == Quant::group));
+  static_assert(!kFolded || kQuant == Quant::group);
   static constexpr bool kF16 = kAct == DataType::f16;
   static constexpr bool kInt4 = kWeight == WeightType::int4;
   static constexpr int kWordsPerStep = kInt4 ? 1 : 2;
@@ -84,7 +85,7 @@ struct Dequantizer {
     return c;
   }
 
-  /// Folded: a code as an fp16 subnormal; in slot 1 of int4, 16 times too large.
+  /// Folded: the codes, in the last bits of each half; in slot 1 of int4, 16 times too large.
   static __device__ __forceinline__ void subnormals(const std::uint32_t (&words)[kWordsPerStep],
                                                     std::uint32_t (&a)[4]) {
     if constexpr (kInt4) {
@@ -145,7 +146,8 @@ struct Dequantizer {
       subnormals(words, a);
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
-        a[r] = ptx::fms_f16x2(a[r], group.scale[r % 2], group.addend[r % 2]);
+        a[r] = kF16 ? ptx::fms_f16x2(a[r], group.scale[r % 2], group.addend[r % 2])
+                    : ptx::fms_bf16x2(a[r], group.scale[r % 2], group.addend[r % 2]);
       }
       return;
     }

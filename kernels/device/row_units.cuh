@@ -42,7 +42,7 @@ class RowUnits {
     GroupConstants c;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      c.scale[row] = scale[row] * kTwice + factor_[row];
+      c.scale[row] = scale[row] * std::uint32_t(kTwice) + factor_[row];
       c.addend[row] = c.scale[row] - (kZeroPower - shift(row)) * kExponent;
     }
     return c;

@@ -28,8 +28,8 @@
 #include "device/output.cuh"
 #include "device/params.cuh"
 #include "device/ring.cuh"
-#include "device/row_units.cuh"
 #include "device/tile_scheduler.cuh"
+#include "device/units.cuh"
 #include "epilogues/standard.cuh"
 #include "kernel_config.hpp"
 #include "ptx/matrix.cuh"
@@ -77,8 +77,7 @@ struct TiledKernel {
   using Dequant = device::Dequantizer<kConfig.act, kConfig.weight, kConfig.quant, kFolded>;
   using Output = device::Output<kConfig, Epilogue>;
   using Accumulators = float[kRowBlocks][kTileM / 2];
-  using RowUnits = device::RowUnits<kConfig.weight>;
-  using Units = RowUnits[kRowBlocks];
+  using Units = typename device::UnitsOf<kFolded, kConfig.act, kConfig.weight>::Type;
 
   const Params& p;
   const device::Ring ring;
@@ -205,16 +204,21 @@ struct TiledKernel {
     for (device::TileScheduler work = scheduler(); work.next(item); first_item = false) {
       int k_begin, k_end;
       k_range(item, k_begin, k_end);
-      int fresh = k_begin;  // from here on, weights are yet to be issued
+      const int length = k_end - k_begin;
+      const int rotation = p.k_rotated ? length * cluster / num_clusters : 0;
+      const auto k_tile_at = [&](int i) {
+        i += rotation;
+        return k_begin + (i < length ? i : i - length);
+      };
+      int fresh = 0;  // from here on, weights are yet to be issued
       if (first_item) {
-        fresh = min(k_begin + p.stages, k_end);
-        for (int k_tile = k_begin; issuer && k_tile < fresh; ++k_tile) {
-          issue_weights(k_tile - k_begin, item.tile_n, k_tile);
-        }
+        fresh = min(p.stages, length);
+        for (int i = 0; issuer && i < fresh; ++i) issue_weights(i, item.tile_n, k_tile_at(i));
         if (p.pdl) ptx::griddepcontrol_wait();
       }
-      for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
-        if (k_tile >= fresh) {
+      for (int i = 0; i < length; ++i, cursor.advance()) {
+        const int k_tile = k_tile_at(i);
+        if (i >= fresh) {
           ring.wait_empty(cursor);
           if (issuer) issue_weights(cursor.stage, item.tile_n, k_tile);
         }
@@ -283,31 +287,42 @@ struct TiledKernel {
     return Dequant::constants(scale, zero, p.zeros_scaled);
   }
 
-  /// Folded: the constants of every k-block of a stage, in units that fit.
-  __device__ __forceinline__ void load_groups(
-      std::uint32_t scales_at, const Part& part, Units& units, Accumulators& acc,
-      device::GroupConstants (&group)[kKBlocks][kRowBlocks]) const {
-    std::uint16_t scales[kRowBlocks][kKBlocks][2];
+  // Group constants serve kShare k16 steps, as many as the launch's group size lets: run-time
+  // group sizes, but addresses and registers of constants that the compiler knows.
+  static constexpr int kSteps = 4 * kKBlocks;  // of a stage
+  static constexpr int kLeastShare = kConfig.fine_groups ? 1 : 4;
+  static constexpr int kMostShare = kConfig.quant == Quant::column ? kLeastShare
+                                    : kConfig.fine_groups          ? 2
+                                    : kKBlocks > 1                 ? 8
+                                                                   : 4;
+  template <int kShare>
+  using Constants = device::GroupConstants[kSteps / kShare][kRowBlocks];
+
+  /// Folded: the constants of a stage, in units that fit.
+  template <int kShare>
+  __device__ __forceinline__ void load_groups(std::uint32_t scales_at, const Part& part,
+                                              Units (&units)[kRowBlocks], Accumulators& acc,
+                                              Constants<kShare>& group) const {
+    constexpr int kGroups = kSteps / kShare;
+    std::uint16_t scales[kRowBlocks][kGroups][2];
     std::uint32_t outside = 0;
 #pragma unroll
     for (int r = 0; r < kRowBlocks; ++r) {
 #pragma unroll
-      for (int block = 0; block < kKBlocks; ++block) {
-        const std::uint32_t at = group_at(scales_at, part, r, block * layout::kBlockK);
-        scales[r][block][0] = ptx::ld_shared_u16(at);
-        scales[r][block][1] = ptx::ld_shared_u16(at + 16);
-        outside |= units[r].outside(scales[r][block][0], scales[r][block][1]);
-        group[block][r] = units[r].constants(scales[r][block]);
+      for (int g = 0; g < kGroups; ++g) {
+        const std::uint32_t at = group_at(scales_at, part, r, g * kShare * 16);
+        scales[r][g][0] = ptx::ld_shared_u16(at);
+        scales[r][g][1] = ptx::ld_shared_u16(at + 16);
+        outside |= units[r].outside(scales[r][g][0], scales[r][g][1]);
+        group[g][r] = units[r].constants(scales[r][g]);
       }
     }
-    if ((outside & RowUnits::kOutside) == 0) return;
+    if ((outside & Units::kOutside) == 0) return;
 #pragma unroll
     for (int r = 0; r < kRowBlocks; ++r) {
       units[r].adapt(scales[r], acc[r]);
 #pragma unroll
-      for (int block = 0; block < kKBlocks; ++block) {
-        group[block][r] = units[r].constants_of_any(scales[r][block]);
-      }
+      for (int g = 0; g < kGroups; ++g) group[g][r] = units[r].constants_of_any(scales[r][g]);
     }
   }
 
@@ -325,41 +340,52 @@ struct TiledKernel {
 
   // Fragments of steps at a time, each of an MMA on its way: as many as registers allow.
   static constexpr int kFragments = consumer_registers(kConfig) >= 150 ? 4 : 2;
+  // K-blocks whose words are in registers, or on their way there: all of a stage, or two.
+  static constexpr int kWordBlocks =
+      consumer_registers(kConfig) < 150 && kConfig.tile_m >= 64 && kKBlocks > 2 ? 2 : kKBlocks;
+  // Whether constants are loaded with the words of their first k-block, or before their first step.
   static constexpr bool kBlockGroups =
       kConfig.quant != Quant::column && !kConfig.fine_groups && !kFolded;
+  static constexpr bool kStepGroups = kConfig.fine_groups && !kFolded;
 
   /// One stage: dequantize a k16 step while the tensor cores multiply the one before.
-  __device__ __forceinline__ void multiply_stage(int stage, const Part& part, Units& units,
+  template <int kShare>
+  __device__ __forceinline__ void multiply_stage(int stage, const Part& part,
+                                                 Units (&units)[kRowBlocks],
                                                  Accumulators& acc) const {
     using Mma = ptx::WgmmaRs<kConfig.act, kTileM>;
     const std::uint32_t offset = stage * kStageBytes;
-    std::uint32_t words[kKBlocks][kRowBlocks][kWords];
-    device::GroupConstants group[kKBlocks][kRowBlocks];
-#pragma unroll
-    for (int block = 0; block < kKBlocks; ++block) {
+    std::uint32_t words[kWordBlocks][kRowBlocks][kWords];
+    Constants<kShare> group;
+    const auto load_block = [&](int block) {
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
-        load_words(part.words + offset, r, block, words[block][r]);
-        if constexpr (kBlockGroups) {
-          group[block][r] = load_group(part.scales + offset, part, r, block * layout::kBlockK);
+        load_words(part.words + offset, r, block, words[block % kWordBlocks][r]);
+        if (kBlockGroups && 4 * block % kShare == 0) {
+          group[4 * block / kShare][r] =
+              load_group(part.scales + offset, part, r, block * layout::kBlockK);
         }
       }
-    }
-    if constexpr (kFolded) load_groups(part.scales + offset, part, units, acc, group);
+    };
+#pragma unroll
+    for (int block = 0; block < kWordBlocks; ++block) load_block(block);
+    if constexpr (kFolded) load_groups<kShare>(part.scales + offset, part, units, acc, group);
     // Uniform, or each MMA would move its descriptor from ordinary registers.
     const std::uint64_t x =
         ptx::wgmma_descriptor(ptx::uniform(static_cast<int>(stages_base + offset)));
     std::uint32_t a[kFragments][kRowBlocks][4];
 #pragma unroll
-    for (int step = 0; step < 4 * kKBlocks; ++step) {
+    for (int step = 0; step < kSteps; ++step) {
       const int block = step / 4;
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
-        if constexpr (kConfig.fine_groups) {
-          group[block][r] = load_group(part.scales + offset, part, r, 16 * step);
+        if (kStepGroups && step % kShare == 0) {
+          group[step / kShare][r] = load_group(part.scales + offset, part, r, 16 * step);
         }
-        dequantize(words[block][r], step % 4, group[block][r], a[step % kFragments][r]);
+        dequantize(words[block % kWordBlocks][r], step % 4, group[step / kShare][r],
+                   a[step % kFragments][r]);
       }
+      if (step % 4 == 3 && block + kWordBlocks < kKBlocks) load_block(block + kWordBlocks);
       ptx::wgmma_fence();
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
@@ -374,23 +400,25 @@ struct TiledKernel {
 
   /// The same with mma.sync: a warp's strips times all tokens. What the next steps need is asked
   /// for before this one's products. x: of stage 0, where this lane's ldmatrix reads.
+  template <int kShare>
   __device__ __forceinline__ void multiply_stage_by_warps(int stage, const Part& part,
-                                                          std::uint32_t x, Units& units,
+                                                          std::uint32_t x,
+                                                          Units (&units)[kRowBlocks],
                                                           Accumulators& acc) const {
-    constexpr int kSteps = 4 * kKBlocks;
     constexpr int kTokenPairs = kTileM / 16;  // pairs of the instruction's 8 tokens
     const std::uint32_t offset = stage * kStageBytes;
     x += offset;
     std::uint32_t words[2][kRowBlocks][kWords];
     std::uint32_t tokens[2][kTokenPairs][4];
-    device::GroupConstants group[kKBlocks][kRowBlocks];
-    if constexpr (kFolded) load_groups(part.scales + offset, part, units, acc, group);
+    Constants<kShare> group;
+    if constexpr (kFolded) load_groups<kShare>(part.scales + offset, part, units, acc, group);
     const auto load_block = [&](int block) {
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
         load_words(part.words + offset, r, block, words[block % 2][r]);
-        if constexpr (kBlockGroups) {
-          group[block][r] = load_group(part.scales + offset, part, r, block * layout::kBlockK);
+        if (kBlockGroups && 4 * block % kShare == 0) {
+          group[4 * block / kShare][r] =
+              load_group(part.scales + offset, part, r, block * layout::kBlockK);
         }
       }
     };
@@ -410,11 +438,11 @@ struct TiledKernel {
       if (step + 1 < kSteps) load_tokens(step + 1);
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
-        if constexpr (kConfig.fine_groups) {
-          group[block][r] = load_group(part.scales + offset, part, r, 16 * step);
+        if (kStepGroups && step % kShare == 0) {
+          group[step / kShare][r] = load_group(part.scales + offset, part, r, 16 * step);
         }
         std::uint32_t a[4];
-        dequantize(words[block % 2][r], step % 4, group[block][r], a);
+        dequantize(words[block % 2][r], step % 4, group[step / kShare][r], a);
 #pragma unroll
         for (int j = 0; j < kTileM / 8; ++j) {
           ptx::mma_m16n8k16<kConfig.act>(*reinterpret_cast<float(*)[4]>(&acc[r][4 * j]), a,
@@ -440,7 +468,8 @@ struct TiledKernel {
     const bool releases_there = sharers > 1 && lane < sharers;
     if (p.pdl) ptx::griddepcontrol_wait();
     Output output(p, smem + ring_bytes(), warpgroup);
-    Units units;
+    const bool shares_most = (1 << p.group_shift) >= 16 * kMostShare;
+    Units units[kRowBlocks];
     device::RingCursor cursor(p.stages);
     device::WorkItem item;
     int turn = 0;
@@ -458,16 +487,23 @@ struct TiledKernel {
 #pragma unroll
         for (int i = 0; i < kTileM / 2; ++i) acc[r][i] = 0.f;
       }
-      for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
-        ring.wait_full(cursor);
-        if constexpr (kWarpMma) {
-          multiply_stage_by_warps(cursor.stage, part, lane_x, units, acc);
-          __syncwarp();
-        } else {
-          multiply_stage(cursor.stage, part, units, acc);
+      const auto multiply = [&]<int kShare>() {
+        for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
+          ring.wait_full(cursor);
+          if constexpr (kWarpMma) {
+            multiply_stage_by_warps<kShare>(cursor.stage, part, lane_x, units, acc);
+            __syncwarp();
+          } else {
+            multiply_stage<kShare>(cursor.stage, part, units, acc);
+          }
+          ptx::mbarrier_arrive_if(releases_here, ring.empty(cursor.stage));
+          ptx::mbarrier_arrive_cluster_if(releases_there, empty_there + 8 * cursor.stage);
         }
-        ptx::mbarrier_arrive_if(releases_here, ring.empty(cursor.stage));
-        ptx::mbarrier_arrive_cluster_if(releases_there, empty_there + 8 * cursor.stage);
+      };
+      if (kMostShare > kLeastShare && shares_most) {
+        multiply.template operator()<kMostShare>();
+      } else {
+        multiply.template operator()<kLeastShare>();
       }
       if constexpr (kPingpong) ring.pass_turn(warpgroup, lane);
       if constexpr (kFolded) {

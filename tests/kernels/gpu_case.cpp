@@ -205,10 +205,13 @@ CanonicalWeight random_weight(int n, int k, const QuantSpec& spec, std::uint32_t
   w.scales.resize(groups);
   if (spec.zero == ZeroKind::integer) w.zeros.resize(groups);
   if (spec.zero == ZeroKind::scaled) w.scaled_zeros.resize(groups);
+  // Factors of scales, as powers of two: as far apart as fp16's range allows, or further.
+  const bool wide = spec.scale_type == DataType::bf16;
+  const float least = wide ? -30.f : -9.f, most = wide ? 14.f : 5.f;
   for (std::size_t i = 0; i < groups; ++i) {
     float scale = unit * random.uniform(0.5f, 1.5f);
     const bool wild = i / static_cast<std::size_t>(w.groups()) % 7 == 3;  // rows of any scales
-    if (wild) scale *= random.next() % 16 == 0 ? 0.f : std::exp2(random.uniform(-9.f, 5.f));
+    if (wild) scale *= random.next() % 16 == 0 ? 0.f : std::exp2(random.uniform(least, most));
     if (wild && random.next() % 8 == 0) scale = -scale;
     w.scales[i] = bits_from_f32(scale, spec.scale_type);
     const auto zero = static_cast<std::uint8_t>(random.next() % static_cast<unsigned>(codes));
