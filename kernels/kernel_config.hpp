@@ -266,9 +266,9 @@ constexpr bool folds_scales(const KernelConfig& c) {
   if (c.arch != 90 || c.schedule == Schedule::streaming || c.quant != Quant::group) return false;
   // With many sums a thread the time goes into MMAs, and registers run out.
   const int sums = rows_per_warpgroup(c) / kWarpgroupRows * c.tile_m / 2;
-  if (c.act == DataType::bf16) return !c.fine_groups || sums <= 32;
+  if (c.act == DataType::bf16) return !c.fine_groups ? !(c.weight == WeightType::int8 && c.consumer_warpgroups == 3) : sums <= 32;
   const int most_sums = c.weight == WeightType::int4 ? 64 : 48;
-  return !c.fine_groups && c.consumer_warpgroups != 3 && sums <= most_sums;
+  return !c.fine_groups && sums <= most_sums;
 }
 
 constexpr const char* why_illegal_multistage(const KernelConfig& c) {
@@ -446,7 +446,6 @@ struct Params {
   bool r_vectors;  ///< residual rows take aligned 16-byte loads
   bool pdl;
   bool zeros_scaled;  ///< gz: the zeros are already multiplied by the scale
-  bool k_rotated;     ///< tiled: clusters begin at different places of their k ranges
 };
 
 }  // namespace mixgemm

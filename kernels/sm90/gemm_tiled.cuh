@@ -204,21 +204,16 @@ struct TiledKernel {
     for (device::TileScheduler work = scheduler(); work.next(item); first_item = false) {
       int k_begin, k_end;
       k_range(item, k_begin, k_end);
-      const int length = k_end - k_begin;
-      const int rotation = p.k_rotated ? length * cluster / num_clusters : 0;
-      const auto k_tile_at = [&](int i) {
-        i += rotation;
-        return k_begin + (i < length ? i : i - length);
-      };
-      int fresh = 0;  // from here on, weights are yet to be issued
+      int fresh = k_begin;  // from here on, weights are yet to be issued
       if (first_item) {
-        fresh = min(p.stages, length);
-        for (int i = 0; issuer && i < fresh; ++i) issue_weights(i, item.tile_n, k_tile_at(i));
+        fresh = min(k_begin + p.stages, k_end);
+        for (int k_tile = k_begin; issuer && k_tile < fresh; ++k_tile) {
+          issue_weights(k_tile - k_begin, item.tile_n, k_tile);
+        }
         if (p.pdl) ptx::griddepcontrol_wait();
       }
-      for (int i = 0; i < length; ++i, cursor.advance()) {
-        const int k_tile = k_tile_at(i);
-        if (i >= fresh) {
+      for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
+        if (k_tile >= fresh) {
           ring.wait_empty(cursor);
           if (issuer) issue_weights(cursor.stage, item.tile_n, k_tile);
         }
@@ -287,14 +282,18 @@ struct TiledKernel {
     return Dequant::constants(scale, zero, p.zeros_scaled);
   }
 
-  // Group constants serve kShare k16 steps, as many as the launch's group size lets: run-time
-  // group sizes, but addresses and registers of constants that the compiler knows.
+  // The constants of a group serve kShare k16 steps, as many as the launch's group size lets: one of
+  // two loops, in each of which the compiler knows where constants begin.
   static constexpr int kSteps = 4 * kKBlocks;  // of a stage
   static constexpr int kLeastShare = kConfig.fine_groups ? 1 : 4;
-  static constexpr int kMostShare = kConfig.quant == Quant::column ? kLeastShare
-                                    : kConfig.fine_groups          ? 2
-                                    : kKBlocks > 1                 ? 8
-                                                                   : 4;
+  static constexpr int kMostShare = [] {
+    if (kConfig.quant == Quant::column) return kLeastShare;
+    if (kConfig.fine_groups) return 2;
+    // Slower, for all that it has fewer instructions (128x128x128, H100).
+    const bool slower = kFolded && kConfig.act == DataType::f16 && kRowBlocks * kTileM >= 128 &&
+                        kConsumers < 3;
+    return kKBlocks > 1 && !slower ? 8 : kLeastShare;
+  }();
   template <int kShare>
   using Constants = device::GroupConstants[kSteps / kShare][kRowBlocks];
 
@@ -342,7 +341,7 @@ struct TiledKernel {
   static constexpr int kFragments = consumer_registers(kConfig) >= 150 ? 4 : 2;
   // K-blocks whose words are in registers, or on their way there: all of a stage, or two.
   static constexpr int kWordBlocks =
-      consumer_registers(kConfig) < 150 && kConfig.tile_m >= 64 && kKBlocks > 2 ? 2 : kKBlocks;
+      consumer_registers(kConfig) < 150 && kKBlocks > 2 ? 2 : kKBlocks;
   // Whether constants are loaded with the words of their first k-block, or before their first step.
   static constexpr bool kBlockGroups =
       kConfig.quant != Quant::column && !kConfig.fine_groups && !kFolded;

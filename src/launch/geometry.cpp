@@ -203,7 +203,6 @@ Params params_template(const KernelConfig& c, const LaunchConfig& l, const Probl
     p.gate_cubic = static_cast<float>(kTwoSqrtTwoOverPi * 0.044715);
   }
   p.zeros_scaled = problem.weight.zero == ZeroKind::scaled;
-  if (const char* r = getenv("MG_ROT")) p.k_rotated = atoi(r);
   return p;
 }
 
