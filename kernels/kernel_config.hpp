@@ -284,8 +284,12 @@ constexpr const char* why_illegal_multistage(const KernelConfig& c) {
       multi_warps_n(c) * multi_warps_m(c) * multi_warps_k(c) != 4 * c.consumer_warpgroups) {
     return "multistage: the warps must divide into rows x tokens x k";
   }
-  if (c.tile_k < 64 || c.tile_k > 256 || c.tile_k % (layout::kBlockK * multi_warps_k(c)) != 0) {
-    return "multistage: tile_k must give each warp that splits K as many k-blocks, up to 256 k";
+  if ((c.tile_k != 64 && c.tile_k != 128 && c.tile_k != 256) ||
+      c.tile_k % (layout::kBlockK * multi_warps_k(c)) != 0) {
+    return "multistage: tile_k must be 64, 128 or 256, a k-block for each warp that splits K";
+  }
+  if (c.quant != Quant::column && c.tile_n / 8 * groups_per_stage(c) > num_threads(c)) {
+    return "multistage: a stage's scales must take no more than a 16-byte copy of each thread";
   }
   if (c.ctas_per_sm < 1 || c.ctas_per_sm > 2) return "ctas_per_sm must be 1 or 2";
   if (multi_sums_tokens(c) == 0) {
