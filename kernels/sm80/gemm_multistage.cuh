@@ -23,6 +23,7 @@
 
 #include "device/dequant.cuh"
 #include "device/quad.cuh"
+#include "device/row_units.cuh"
 #include "device/tile_scheduler.cuh"
 #include "device/workspace.cuh"
 #include "epilogues/standard.cuh"
@@ -67,15 +68,19 @@ struct MultistageKernel {
   static constexpr bool kZeros = kConfig.quant == Quant::group_zero;
 
   using Epilogue = typename Variant::Epilogue;
-  using Dequant = device::Dequantizer<kConfig.act, kConfig.weight, kConfig.quant>;
+  static constexpr bool kFolded = folds_scales(kConfig);
+  using Dequant = device::Dequantizer<kConfig.act, kConfig.weight, kConfig.quant, kFolded>;
+  using RowUnits = device::RowUnits<kConfig.weight>;
   using Quad = device::Quad<kConfig, Epilogue>;
   using Accumulators = float[kStrips][2 * kTokenPairs][4];
 
-  /// What a warp holds of the ring: the words of a plane, the constants of a group, the tokens of
-  /// two k16 steps, this one's and the next's.
+  /// What a warp holds of the ring: the words of a plane, the constants of a group (folded: also
+  /// the scales of which the next ones are to be made), the tokens of two k16 steps, this one's and
+  /// the next's.
   struct Fragments {
     std::uint32_t words[kStrips][4];
     device::GroupConstants group[kStrips];
+    std::uint16_t scale[kStrips][1][2];
     std::uint32_t x[2][kTokenPairs][4];
   };
 
@@ -264,12 +269,17 @@ struct MultistageKernel {
   }
 
   /// Constants of strip `s` for the group that this warp's k16 step number `step` of a stage
-  /// belongs to.
+  /// belongs to. Folded: its scales; settle() goes on.
   __device__ __forceinline__ void fetch_group(std::uint32_t slot, int step, int s,
                                               Fragments& f) const {
     const char* const at = smem + (groups_at + slot) + (16 * step >> p.group_shift) * kGroupBytes +
                            s * (layout::kStripRows * 2);
     const auto* const scales = reinterpret_cast<const std::uint16_t*>(at);
+    if constexpr (kFolded) {
+      f.scale[s][0][0] = scales[0];
+      f.scale[s][0][1] = scales[8];
+      return;
+    }
     const std::uint16_t scale[2] = {scales[0], scales[8]};
     std::uint16_t zero[2] = {0, 0};
     if constexpr (kZeros) {
@@ -279,6 +289,28 @@ struct MultistageKernel {
       zero[1] = zeros[8];
     }
     f.group[s] = Dequant::constants(scale, zero, p.zeros_scaled);
+  }
+
+  /// Folded: the constants of the scales that were fetched, in units that fit. After the last
+  /// product of the group before, whose sums change with the units.
+  static __device__ __forceinline__ void settle(Fragments& f, RowUnits (&units)[kStrips],
+                                                Accumulators& acc) {
+    std::uint32_t outside = 0;
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+      outside |= units[s].outside(f.scale[s][0][0], f.scale[s][0][1]);
+      f.group[s] = units[s].constants(f.scale[s][0]);
+    }
+    if ((outside & RowUnits::kOutside) == 0) return;
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+      units[s].adapt(f.scale[s], sums_of(acc[s]));
+      f.group[s] = units[s].constants_of_any(f.scale[s][0]);
+    }
+  }
+  using StripSums = float[8 * kTokenPairs];
+  static __device__ __forceinline__ StripSums& sums_of(float (&strip)[2 * kTokenPairs][4]) {
+    return *reinterpret_cast<StripSums*>(&strip);
   }
 
   /// Tokens of this warp's k16 step number `step` of a stage.
@@ -314,12 +346,14 @@ struct MultistageKernel {
     ptx::cp_async_wait_groups(p.stages - 2);
     __syncthreads();
     Fragments f;
+    RowUnits units[kStrips];
     fetch_x(0, 0, f.x[0]);
 #pragma unroll
     for (int s = 0; s < kStrips; ++s) {
       fetch_words(0, 0, s, f);
       if constexpr (kScaled) fetch_group(0, 0, s, f);
     }
+    if constexpr (kFolded) settle(f, units, acc);
 
 #pragma unroll 1
     while (from.k_tile < item.k_end + p.stages - 1) {
@@ -350,12 +384,17 @@ struct MultistageKernel {
             ptx::mma_m16n8k16<kConfig.act>(acc[s][2 * t + 1], a, x[t][2], x[t][3]);
           }
         }
+        if (kFolded && next % 4 == 0) settle(f, units, acc);
         // Under the products, when there are registers to spare. The barrier that the stage before
         // ended with has freed its slot.
         if (step == 0) load_stage(free, item, from);
       }
       free = slot;
       slot = next_slot;
+    }
+    if constexpr (kFolded) {
+#pragma unroll
+      for (int s = 0; s < kStrips; ++s) units[s].undo(sums_of(acc[s]));
     }
   }
 
