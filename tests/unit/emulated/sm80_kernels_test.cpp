@@ -94,6 +94,7 @@ const Kernel kKernels[] = {
     kernel<config(kBf16, kInt8, Quant::group_zero, true, kStream, 32, 16, 64)>(),
     kernel<config(kF16, kInt4, Quant::group_zero, true, kStream, 32, 8, 64)>(),
     kernel<config(kF16, kInt4, Quant::group, false, kStream, 32, 8, 128)>(),
+    kernel<config(kBf16, kInt4, Quant::group, true, kStream, 32, 8, 128)>(),
 };
 
 Problem random_problem(Rng& rng, const KernelConfig& c) {
