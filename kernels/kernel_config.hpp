@@ -257,18 +257,19 @@ constexpr bool is_wgmma_tokens(int tokens) {
   return false;
 }
 
-/// Whether the tiled kernels' dequantization takes one FMA a register (device/row_units.cuh).
+/// Whether the multistage kernel folds scales (folds_scales): 64 sums a thread leave registers.
+constexpr bool multi_folds_scales(const KernelConfig& c) {
+  return c.act == DataType::f16 && c.quant == Quant::group && !c.fine_groups &&
+         multi_warp_rows(c) * multi_warp_tokens(c) / kWarpSize <= 64;
+}
+
+/// Whether the tiled kernel's dequantization takes one FMA a register (device/row_units.cuh).
 constexpr bool folds_scales(const KernelConfig& c) {
-  if (c.schedule == Schedule::streaming || c.act != DataType::f16 || c.quant != Quant::group ||
-      c.fine_groups) {
-    return false;
-  }
+  if (c.schedule == Schedule::multistage) return multi_folds_scales(c);
   // With more sums a thread the time goes into MMAs, and registers run out.
-  if (c.schedule == Schedule::multistage) {
-    return multi_warp_rows(c) * multi_warp_tokens(c) / kWarpSize <= 64;
-  }
   const int most_sums = c.weight == WeightType::int4 ? 64 : 48;
-  return c.consumer_warpgroups != 3 &&
+  return c.arch == 90 && c.schedule != Schedule::streaming && c.act == DataType::f16 &&
+         c.quant == Quant::group && !c.fine_groups && c.consumer_warpgroups != 3 &&
          rows_per_warpgroup(c) / kWarpgroupRows * c.tile_m / 2 <= most_sums;
 }
 
