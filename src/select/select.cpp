@@ -526,7 +526,9 @@ const char* why_unfit(const KernelConfig& c, const Problem& p) {
   if (c.schedule == Schedule::multistage && p.batch_invariant && multi_warps_k(c) > 1) {
     return "batch_invariant needs K in one piece: the warps of this tile split it";
   }
-  if (p.batch_invariant && folds_scales(c) && c.tile_k > p.weight.group_size) {
+  // The multistage kernel settles its units for one group at a time.
+  if (p.batch_invariant && folds_scales(c) && c.schedule != Schedule::multistage &&
+      c.tile_k > p.weight.group_size) {
     return "batch_invariant needs ring stages within a group: those that share one unit of sums "
            "may round differently in another tile";
   }

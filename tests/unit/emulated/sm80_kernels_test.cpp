@@ -76,12 +76,14 @@ constexpr auto kInt8 = WeightType::int8;
 constexpr auto kMulti = Schedule::multistage;
 constexpr auto kStream = Schedule::streaming;
 
-/// Every tile at least once, and every family on both schedules.
+/// Every tile at least once, and every family on both schedules; also a folded kernel whose warps
+/// go through several groups of a stage, as none of the manifest does.
 const Kernel kKernels[] = {
     kernel<config(kF16, kInt4, Quant::group, false, kMulti, 128, 32, 128)>(),
     kernel<config(kF16, kInt4, Quant::group, false, kMulti, 128, 16, 128, 1, 2)>(),
     kernel<config(kBf16, kInt8, Quant::group_zero, false, kMulti, 128, 16, 128, 1, 2)>(),
     kernel<config(kF16, kInt8, Quant::group, false, kMulti, 128, 64, 128)>(),
+    kernel<config(kF16, kInt4, Quant::group, false, kMulti, 256, 16, 128, 1)>(),
     kernel<config(kBf16, kInt4, Quant::group_zero, false, kMulti, 128, 64, 128)>(),
     kernel<config(kF16, kInt8, Quant::group_zero, true, kMulti, 256, 64, 64, 1)>(),
     kernel<config(kF16, kInt4, Quant::column, false, kMulti, 256, 64, 64, 1, 2)>(),
