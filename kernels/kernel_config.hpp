@@ -261,14 +261,21 @@ constexpr bool is_wgmma_tokens(int tokens) {
   return false;
 }
 
-/// Whether the tiled kernel's dequantization takes one FMA a register (device/units.cuh).
+/// Whether the multistage kernel folds scales (folds_scales): 64 sums a thread leave registers.
+constexpr bool multi_folds_scales(const KernelConfig& c) {
+  return c.act == DataType::f16 && c.quant == Quant::group && !c.fine_groups &&
+         multi_warp_rows(c) * multi_warp_tokens(c) / kWarpSize <= 64;
+}
+
+/// Whether a tiled kernel's dequantization takes one FMA a register (device/units.cuh). With many
+/// sums a thread the time goes into MMAs, and registers run out.
 constexpr bool folds_scales(const KernelConfig& c) {
-  if (c.arch != 90 || c.schedule == Schedule::streaming || c.quant != Quant::group) return false;
-  // With many sums a thread the time goes into MMAs, and registers run out.
+  if (c.schedule == Schedule::multistage) return multi_folds_scales(c);
+  if (c.schedule == Schedule::streaming || c.quant != Quant::group) return false;
   const int sums = rows_per_warpgroup(c) / kWarpgroupRows * c.tile_m / 2;
-  if (c.act == DataType::bf16) return !c.fine_groups ? !(c.weight == WeightType::int8 && c.consumer_warpgroups == 3) : sums <= 32;
-  const int most_sums = c.weight == WeightType::int4 ? 64 : 48;
-  return !c.fine_groups && sums <= most_sums;
+  if (c.fine_groups) return c.act == DataType::bf16 && sums <= 32;
+  if (c.act == DataType::bf16) return c.weight == WeightType::int4 || c.consumer_warpgroups != 3;
+  return sums <= (c.weight == WeightType::int4 ? 64 : 48);
 }
 
 constexpr const char* why_illegal_multistage(const KernelConfig& c) {
@@ -289,8 +296,12 @@ constexpr const char* why_illegal_multistage(const KernelConfig& c) {
       multi_warps_n(c) * multi_warps_m(c) * multi_warps_k(c) != 4 * c.consumer_warpgroups) {
     return "multistage: the warps must divide into rows x tokens x k";
   }
-  if (c.tile_k < 64 || c.tile_k > 256 || c.tile_k % (layout::kBlockK * multi_warps_k(c)) != 0) {
-    return "multistage: tile_k must give each warp that splits K as many k-blocks, up to 256 k";
+  if ((c.tile_k != 64 && c.tile_k != 128 && c.tile_k != 256) ||
+      c.tile_k % (layout::kBlockK * multi_warps_k(c)) != 0) {
+    return "multistage: tile_k must be 64, 128 or 256, a k-block for each warp that splits K";
+  }
+  if (c.quant != Quant::column && c.tile_n / 8 * groups_per_stage(c) > num_threads(c)) {
+    return "multistage: a stage's scales must take no more than a 16-byte copy of each thread";
   }
   if (c.ctas_per_sm < 1 || c.ctas_per_sm > 2) return "ctas_per_sm must be 1 or 2";
   if (multi_sums_tokens(c) == 0) {

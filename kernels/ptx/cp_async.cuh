@@ -14,7 +14,17 @@ __device__ __forceinline__ void cp_async_16(std::uint32_t dst, const void* src, 
                : "memory");
 }
 
-/// The same under an L2 policy (kEvict…).
+/// The same where `copies`, without a branch.
+__device__ __forceinline__ void cp_async_16_if(bool copies, std::uint32_t dst, const void* src,
+                                               int bytes) {
+  asm volatile(
+      "{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %3, 0;\n\t"
+      "@p cp.async.cg.shared.global [%0], [%1], 16, %2;\n\t}" ::"r"(dst),
+      "l"(src), "r"(bytes), "r"(static_cast<int>(copies))
+      : "memory");
+}
+
+/// cp_async_16 under an L2 policy (kEvict…).
 __device__ __forceinline__ void cp_async_16(std::uint32_t dst, const void* src, int bytes,
                                             std::uint64_t policy) {
   asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(dst),
@@ -32,16 +42,15 @@ __device__ __forceinline__ void cp_async_wait_group() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 /// The same for a count known at run time; above 6 it waits for more groups than it need.
+/// Comparisons, because a switch would jump through a table in memory.
 __device__ __forceinline__ void cp_async_wait_groups(int pending) {
-  switch (pending) {
-    case 0: return cp_async_wait_group<0>();
-    case 1: return cp_async_wait_group<1>();
-    case 2: return cp_async_wait_group<2>();
-    case 3: return cp_async_wait_group<3>();
-    case 4: return cp_async_wait_group<4>();
-    case 5: return cp_async_wait_group<5>();
-    default: return cp_async_wait_group<6>();
+  if (pending >= 6) return cp_async_wait_group<6>();
+  if (pending >= 3) {
+    if (pending == 3) return cp_async_wait_group<3>();
+    return pending == 4 ? cp_async_wait_group<4>() : cp_async_wait_group<5>();
   }
+  if (pending == 2) return cp_async_wait_group<2>();
+  return pending == 1 ? cp_async_wait_group<1>() : cp_async_wait_group<0>();
 }
 
 /// Arrives on the barrier once all earlier cp.async of this thread have landed; the arrival is one

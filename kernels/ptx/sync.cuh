@@ -10,6 +10,20 @@ namespace mixgemm::ptx {
 /// their operands from uniform registers, and without it each of them becomes a loop over lanes.
 __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
+/// The same value, of which the compiler doesn't know how it came about: it must keep it, and can't
+/// save a register by computing it anew where it is used.
+__device__ __forceinline__ std::uint32_t kept(std::uint32_t value) {
+  return __shfl_sync(0xffffffffu, value, threadIdx.x);
+}
+
+/// threadIdx.x, read here: what a seldom taken path computes from it isn't kept in registers on the
+/// way there.
+__device__ __forceinline__ int thread_here() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 /// Lets the next kernel of the stream start when every CTA has called this or exited. Below SM90 it
 /// starts when this one is complete, so there is nothing to say, and nothing to wait for.
 __device__ __forceinline__ void griddepcontrol_launch_dependents() {

@@ -23,6 +23,7 @@
 
 #include "device/dequant.cuh"
 #include "device/quad.cuh"
+#include "device/row_units.cuh"
 #include "device/tile_scheduler.cuh"
 #include "device/workspace.cuh"
 #include "epilogues/standard.cuh"
@@ -62,19 +63,24 @@ struct MultistageKernel {
   static constexpr int kWOffset = x_stage_bytes(kConfig);
   static constexpr int kScaleOffset = kWOffset + w_stage_bytes(kConfig);
   static constexpr int kZeroOffset = kScaleOffset + scale_stage_bytes(kConfig);
+  static constexpr int kGroupBytes = kTileN * 2;  // of scales
   static constexpr bool kScaled = kConfig.quant != Quant::column;
   static constexpr bool kZeros = kConfig.quant == Quant::group_zero;
 
   using Epilogue = typename Variant::Epilogue;
-  using Dequant = device::Dequantizer<kConfig.act, kConfig.weight, kConfig.quant>;
+  static constexpr bool kFolded = folds_scales(kConfig);
+  using Dequant = device::Dequantizer<kConfig.act, kConfig.weight, kConfig.quant, kFolded>;
+  using RowUnits = device::RowUnits<kConfig.weight>;
   using Quad = device::Quad<kConfig, Epilogue>;
   using Accumulators = float[kStrips][2 * kTokenPairs][4];
 
-  /// What a warp holds of the ring: the words of a plane, the constants of a group, the tokens of
-  /// two k16 steps, this one's and the next's.
+  /// What a warp holds of the ring: the words of a plane, the constants of a group (folded: also
+  /// the scales of which the next ones are to be made), the tokens of two k16 steps, this one's and
+  /// the next's.
   struct Fragments {
     std::uint32_t words[kStrips][4];
     device::GroupConstants group[kStrips];
+    std::uint16_t scale[kStrips][1][2];
     std::uint32_t x[2][kTokenPairs][4];
   };
 
@@ -82,7 +88,12 @@ struct MultistageKernel {
   char* const smem;
   const std::uint32_t smem_base;  // the same as a shared-window address
   const int warp_n, warp_m, warp_k, lane;
-  const std::uint32_t x_lane_offset;  // of what this lane's ldmatrix reads of a k16 step
+  // Where this lane reads of the ring's first stage: shared-window address of its row of X, byte
+  // offsets of its words and of its first scale.
+  std::uint32_t x_at, words_at, groups_at;
+  // Shared-window addresses of the first 16 bytes that this thread copies: of the stage, were it
+  // all copied in this way, and of X, whose rows' chunks are swizzled.
+  std::uint32_t target, x_target;
 
   __device__ __forceinline__ MultistageKernel(const Params& params, char* shared)
       : p(params),
@@ -91,12 +102,20 @@ struct MultistageKernel {
         warp_n(threadIdx.x / kWarpSize % kWarpsN),
         warp_m(threadIdx.x / kWarpSize / kWarpsN % kWarpsM),
         warp_k(threadIdx.x / kWarpSize / (kWarpsN * kWarpsM)),
-        lane(threadIdx.x % kWarpSize),
-        // Matrices 0, 1 are tokens 0–7 at k 0–7, 8–15; matrices 2, 3 the same of tokens 8–15. A
-        // row's 16-byte chunks lie swizzled by its number, so the eight rows of a matrix hit each
-        // bank once.
-        x_lane_offset((warp_m * kWarpTokens + lane / 16 * 8 + lane % 8) * 128 +
-                      ((lane / 8 % 2) ^ (lane % 8)) * 16) {}
+        lane(threadIdx.x % kWarpSize) {
+    const int block = warp_k * kWarpBlocks;
+    // Matrices 0, 1 are tokens 0–7 at k 0–7, 8–15; matrices 2, 3 the same of tokens 8–15. A row's
+    // 16-byte chunks lie swizzled by its number, so the eight rows of a matrix hit each bank once.
+    // All of them kept: main loops would compute them anew from the thread's index.
+    x_at = ptx::kept(smem_base +
+                     (block * kTileM + warp_m * kWarpTokens + lane / 16 * 8 + lane % 8) * 128 +
+                     ((lane / 8 % 2) ^ (lane % 8)) * 16);
+    words_at = ptx::kept(kWOffset + warp_n * kStrips * kRunBytes + block * kCellBytes + lane * 16);
+    groups_at = ptx::kept(kScaleOffset + (block * layout::kBlockK >> p.group_shift) * kGroupBytes +
+                          (warp_n * kStrips * layout::kStripRows + lane / 4) * 2);
+    target = ptx::kept(smem_base + threadIdx.x * 16);
+    x_target = ptx::kept(smem_base + (threadIdx.x * 16 ^ threadIdx.x / 8 % 8 * 16));
+  }
 
   __device__ __forceinline__ int num_strips() const {
     return (p.n + layout::kStripRows - 1) / layout::kStripRows;
@@ -104,78 +123,111 @@ struct MultistageKernel {
 
   // ---- loads ----------------------------------------------------------------------------------
 
-  // Each thread copies 16 bytes at a time. What it copies of a stage lies a fixed number of strips,
-  // tokens or k-blocks apart, so a copy costs an addition and a comparison. NOTE: no L2 eviction
+  // A thread copies the same 16 bytes of the same strips, tokens and groups of every stage, which
+  // lie a fixed number of bytes apart. What addresses them is computed once for an item, so that in
+  // the main loop a copy costs the addition that leads from the one before. NOTE: no L2 eviction
   // policy on cp.async: ptxas up to 13.0 makes an illegal instruction of it for GPUs after Ada,
   // where this code runs through PTX.
 
-  /// Codes of a stage: a run of each of the tile's strips. Zeros beyond N and K.
-  __device__ __forceinline__ void load_codes(std::uint32_t stage, int tile_n, int k_tile) const {
-    constexpr int kCopies = w_stage_bytes(kConfig) / 16 / kThreads;
-    constexpr int kStripsAtOnce = kThreads * 16 / kRunBytes;
-    static_assert(kCopies * kThreads * 16 == w_stage_bytes(kConfig) && kStripsAtOnce > 0);
-    const int offset = threadIdx.x * 16 % kRunBytes;
-    const int strip = tile_n * kTileStrips + threadIdx.x * 16 / kRunBytes;
-    const std::uint8_t* source =
-        p.codes + strip * p.codes_pitch_bytes + std::int64_t(k_tile) * kRunBytes + offset;
-    const bool inside = k_tile * kConfig.tile_k + offset / kCellBytes * layout::kBlockK < p.k;
-    const int strips = inside ? num_strips() : 0;
-    const std::uint32_t dst = stage + kWOffset + threadIdx.x * 16;
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      ptx::cp_async_16(dst + i * kThreads * 16, source,
-                       strip + i * kStripsAtOnce < strips ? 16 : 0);
-      source += kStripsAtOnce * p.codes_pitch_bytes;
+  static constexpr int kCodeCopies = w_stage_bytes(kConfig) / 16 / kThreads;
+  static constexpr int kStripsAtOnce = kThreads * 16 / kRunBytes;
+  static_assert(kCodeCopies * kThreads * 16 == w_stage_bytes(kConfig) && kStripsAtOnce > 0);
+  static constexpr int kTokensAtOnce = kThreads / 8;
+  static_assert(kTileM % kTokensAtOnce == 0 && kTokensAtOnce % 8 == 0);
+
+  /// What this thread copies of the stage to be filled next.
+  struct Source {
+    int k_tile, k_end;
+    int whole_end;              // stages before it end neither N nor K, and X takes 16-byte copies
+    const std::uint8_t* codes;  // of its first strip
+    const char* x;              // of its first token
+    int tokens;                 // from that to the last one of X
+    std::int64_t groups;  // bytes from the scales' and the zeros' beginning to a strip's first
+    bool copies_groups;   // there are fewer of them than threads
+
+    __device__ __forceinline__ void advance() {
+      ++k_tile;
+      codes += kRunBytes;
+      x += kConfig.tile_k * 2;
     }
+  };
+
+  __device__ __forceinline__ Source source_of(const device::WorkItem& item) const {
+    const int thread = threadIdx.x;
+    Source from;
+    from.k_tile = item.k_begin;
+    from.k_end = item.k_end;
+    const bool whole = p.x_by_tma && (item.tile_n + 1) * kTileStrips <= num_strips();
+    from.whole_end = whole ? min(item.k_end, p.k / kConfig.tile_k) : 0;
+    const int strip = item.tile_n * kTileStrips + thread * 16 / kRunBytes;
+    from.codes = p.codes + strip * p.codes_pitch_bytes + std::int64_t(item.k_begin) * kRunBytes +
+                 thread * 16 % kRunBytes;
+    const int token = item.tile_m * kTileM + thread / 8;
+    from.tokens = p.m - token;
+    from.x = reinterpret_cast<const char*>(static_cast<const std::uint16_t*>(p.x) + token * p.ldx +
+                                           item.k_begin * kConfig.tile_k + thread % 8 * 8);
+    if constexpr (kScaled) {  // a stage's are [group][strip][16]; beyond N the last strip's
+      const int its = min(item.tile_n * kTileStrips + thread / 2 % kTileStrips, num_strips() - 1);
+      from.groups = (its * p.groups_pitch + thread / (2 * kTileStrips)) * (layout::kStripRows * 2) +
+                    thread % 2 * 16;
+      from.copies_groups = thread < 2 * kTileStrips * p.scale_box_groups;
+    }
+    return from;
   }
 
-  /// Scales, or zeros, of a stage: [strip][group][16]. Zeros beyond N and K: what a padded k is
-  /// multiplied by must be finite.
-  __device__ __forceinline__ void load_groups(std::uint32_t dst, const std::uint16_t* values,
-                                              int tile_n, int k_tile) const {
-    const int groups_shift = 31 - __clz(p.scale_box_groups);
-    const int first_group = (k_tile * kConfig.tile_k) >> p.group_shift;
-    const int groups = (p.k + (1 << p.group_shift) - 1) >> p.group_shift;
-#pragma unroll 1
-    for (int e = threadIdx.x; e < (2 * kTileStrips) << groups_shift; e += kThreads) {
-      const int strip = tile_n * kTileStrips + (e >> (groups_shift + 1));
-      const int group = first_group + ((e >> 1) & (p.scale_box_groups - 1));
-      ptx::cp_async_16(dst + e * 16,
-                       values + (strip * p.groups_pitch + group) * layout::kStripRows + (e & 1) * 8,
-                       strip < num_strips() && group < groups ? 16 : 0);
+  /// Copies one stage into the ring at byte `slot`. Beyond K zeros, where a stage isn't whole: what
+  /// a padded k is multiplied by must be finite. Strips beyond N and tokens beyond M are left as
+  /// they are: nobody stores their sums.
+  template <bool kWhole>
+  __device__ __forceinline__ void copy_stage(std::uint32_t slot, int tile_n,
+                                             const Source& from) const {
+    const int thread = kWhole ? threadIdx.x : ptx::thread_here();
+    const std::uint32_t to = target + slot;
+    const int left = kWhole ? 0 : p.k - from.k_tile * kConfig.tile_k;  // k of the stage and beyond
+    const int code_k = thread * 16 % kRunBytes / kCellBytes * layout::kBlockK;
+    const int strip = tile_n * kTileStrips + thread * 16 / kRunBytes;
+    const std::uint8_t* codes = from.codes;
+#pragma unroll
+    for (int i = 0; i < kCodeCopies; ++i) {
+      ptx::cp_async_16_if(kWhole || strip + i * kStripsAtOnce < num_strips(),
+                          to + kWOffset + i * kThreads * 16, codes,
+                          kWhole || code_k < left ? 16 : 0);
+      codes += kStripsAtOnce * p.codes_pitch_bytes;
     }
-  }
-
-  /// Activations of a stage, [k-block][token][64 k], each row's 16-byte chunks swizzled by the
-  /// token. Zeros beyond M and K.
-  __device__ __forceinline__ void load_x(std::uint32_t stage, int tile_m, int k_tile) const {
-    constexpr int kTokensAtOnce = kThreads / 8;
-    static_assert(kTileM % kTokensAtOnce == 0 && kTokensAtOnce % 8 == 0);
-    const int token = threadIdx.x / 8;
-    const int chunk = threadIdx.x % 8;
-    const int m = tile_m * kTileM + token;
-    const int k = k_tile * kConfig.tile_k + chunk * 8;
-    const auto* source = static_cast<const std::uint16_t*>(p.x) + m * p.ldx + k;
-    const std::uint32_t dst = stage + token * 128 + ((chunk ^ (token % 8)) * 16);
-    const bool whole = (k_tile + 1) * kConfig.tile_k <= p.k;
+    if (kWhole || p.x_by_tma) {
+      const std::uint32_t x_to = x_target + slot;  // rows of 128 bytes, 64 k each
+      const char* x = from.x;
 #pragma unroll
-    for (int i = 0; i < kTileM; i += kTokensAtOnce) {
+      for (int i = 0; i < kTileM; i += kTokensAtOnce) {
 #pragma unroll
-      for (int block = 0; block < kKBlocks; ++block) {
-        const int offset = block * layout::kBlockK;
-        const int bytes = whole ? 16 : min(max(2 * (p.k - k - offset), 0), 16);
-        ptx::cp_async_16(dst + (block * kTileM + i) * 128, source + offset,
-                         m + i < p.m ? bytes : 0);
+        for (int block = 0; block < kKBlocks; ++block) {
+          const int k = block * layout::kBlockK + thread % 8 * 8;
+          ptx::cp_async_16_if(i < from.tokens, x_to + (block * kTileM + i) * 128, x + block * 128,
+                              kWhole ? 16 : min(max(2 * (left - k), 0), 16));
+        }
+        x += kTokensAtOnce * 2 * p.ldx;
       }
-      source += kTokensAtOnce * p.ldx;
+    }
+    if constexpr (kScaled) {
+      const int group = from.k_tile * kConfig.tile_k >> p.group_shift;
+      const int groups = kWhole ? 0 : (p.k + (1 << p.group_shift) - 1) >> p.group_shift;
+      const int bytes = kWhole || group + thread / (2 * kTileStrips) < groups ? 16 : 0;
+      const std::int64_t at = from.groups + group * (layout::kStripRows * 2u);
+      ptx::cp_async_16_if(from.copies_groups, to + kScaleOffset,
+                          reinterpret_cast<const char*>(p.scales) + at, bytes);
+      if constexpr (kZeros) {
+        ptx::cp_async_16_if(from.copies_groups, to + kZeroOffset,
+                            reinterpret_cast<const char*>(p.zeros) + at, bytes);
+      }
     }
   }
 
-  /// The same for an address or a leading dimension that 16-byte copies refuse: 2-byte loads.
-  __device__ __forceinline__ void copy_x(int slot, int tile_m, int k_tile) const {
+  /// X of a stage where 16-byte copies refuse it, for its address or leading dimension: 2-byte
+  /// loads.
+  __device__ __forceinline__ void copy_x(std::uint32_t slot, int tile_m, int k_tile) const {
     const auto* const x = static_cast<const std::uint16_t*>(p.x);
 #pragma unroll 1
-    for (int e = threadIdx.x; e < kTileM * kKBlocks * 32; e += kThreads) {
+    for (int e = ptx::thread_here(); e < kTileM * kKBlocks * 32; e += kThreads) {
       const int row = e / 32;  // two neighbouring k of it
       const int m = tile_m * kTileM + row % kTileM;
       const int k = k_tile * kConfig.tile_k + row / kTileM * layout::kBlockK + e % 32 * 2;
@@ -183,32 +235,32 @@ struct MultistageKernel {
       std::uint32_t value = 0;
       if (m < p.m && k < p.k) value = source[0];
       if (m < p.m && k + 1 < p.k) value |= std::uint32_t(source[1]) << 16;
-      *reinterpret_cast<std::uint32_t*>(smem + slot * kStageBytes + row * 128 +
-                                        ((e % 32 / 4) ^ (row % 8)) * 16 + e % 4 * 4) = value;
+      *reinterpret_cast<std::uint32_t*>(smem + slot + row * 128 + ((e % 32 / 4) ^ (row % 8)) * 16 +
+                                        e % 4 * 4) = value;
     }
   }
 
-  __device__ __forceinline__ void load_stage(int slot, const device::WorkItem& item,
-                                             int k_tile) const {
-    const std::uint32_t stage = smem_base + slot * kStageBytes;
-    load_codes(stage, item.tile_n, k_tile);
-    if constexpr (kScaled) load_groups(stage + kScaleOffset, p.scales, item.tile_n, k_tile);
-    if constexpr (kZeros) load_groups(stage + kZeroOffset, p.zeros, item.tile_n, k_tile);
-    if (p.x_by_tma) {
-      load_x(stage, item.tile_m, k_tile);
-    } else {
-      copy_x(slot, item.tile_m, k_tile);
+  /// Fills the ring at byte `slot`, if there is a stage left, and closes the group of its copies.
+  __device__ __forceinline__ void load_stage(std::uint32_t slot, const device::WorkItem& item,
+                                             Source& from) const {
+    if (from.k_tile < from.whole_end) {
+      copy_stage<true>(slot, item.tile_n, from);
+    } else if (from.k_tile < from.k_end) {
+      copy_stage<false>(slot, item.tile_n, from);
+      if (!p.x_by_tma) copy_x(slot, item.tile_m, from.k_tile);
     }
+    from.advance();
+    ptx::cp_async_commit_group();
   }
 
   // ---- fragments ------------------------------------------------------------------------------
 
-  /// Words of strip `s`: of the plane that begins with this warp's k16 step number `step` of a
-  /// stage.
-  __device__ __forceinline__ void fetch_words(int slot, int step, int s, Fragments& f) const {
-    const char* const cells = smem + slot * kStageBytes + kWOffset + warp_n * kStrips * kRunBytes +
-                              (warp_k * kWarpBlocks + step / 4) * kCellBytes +
-                              step % 4 / kPlaneSteps * layout::kPlaneBytes + lane * 16;
+  /// Words of strip `s`: of the plane that begins with this warp's k16 step number `step` of the
+  /// stage at byte `slot`.
+  __device__ __forceinline__ void fetch_words(std::uint32_t slot, int step, int s,
+                                              Fragments& f) const {
+    const char* const cells = smem + (words_at + slot) + step / 4 * kCellBytes +
+                              step % 4 / kPlaneSteps * layout::kPlaneBytes;
     const uint4 v = *reinterpret_cast<const uint4*>(cells + s * kRunBytes);
     f.words[s][0] = v.x;
     f.words[s][1] = v.y;
@@ -217,32 +269,54 @@ struct MultistageKernel {
   }
 
   /// Constants of strip `s` for the group that this warp's k16 step number `step` of a stage
-  /// belongs to.
-  __device__ __forceinline__ void fetch_group(int slot, int k_tile, int step, int s,
+  /// belongs to. Folded: its scales; settle() goes on.
+  __device__ __forceinline__ void fetch_group(std::uint32_t slot, int step, int s,
                                               Fragments& f) const {
-    const int stage_k = k_tile * kConfig.tile_k;
-    const int k = stage_k + warp_k * kWarpBlocks * layout::kBlockK + 16 * step;
-    const int group = (k >> p.group_shift) - (stage_k >> p.group_shift);
-    const char* const stage = smem + slot * kStageBytes;
-    const int at =
-        ((warp_n * kStrips + s) * p.scale_box_groups + group) * layout::kStripRows + lane / 4;
-    const auto* const scales = reinterpret_cast<const std::uint16_t*>(stage + kScaleOffset) + at;
+    const char* const at = smem + (groups_at + slot) + (16 * step >> p.group_shift) * kGroupBytes +
+                           s * (layout::kStripRows * 2);
+    const auto* const scales = reinterpret_cast<const std::uint16_t*>(at);
+    if constexpr (kFolded) {
+      f.scale[s][0][0] = scales[0];
+      f.scale[s][0][1] = scales[8];
+      return;
+    }
     const std::uint16_t scale[2] = {scales[0], scales[8]};
     std::uint16_t zero[2] = {0, 0};
     if constexpr (kZeros) {
-      const auto* const zeros = reinterpret_cast<const std::uint16_t*>(stage + kZeroOffset) + at;
+      const auto* const zeros =
+          reinterpret_cast<const std::uint16_t*>(at + (kZeroOffset - kScaleOffset));
       zero[0] = zeros[0];
       zero[1] = zeros[8];
     }
     f.group[s] = Dequant::constants(scale, zero, p.zeros_scaled);
   }
 
+  /// Folded: the constants of the scales that were fetched, in units that fit. After the last
+  /// product of the group before, whose sums change with the units.
+  static __device__ __forceinline__ void settle(Fragments& f, RowUnits (&units)[kStrips],
+                                                Accumulators& acc) {
+    std::uint32_t outside = 0;
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+      outside |= units[s].outside(f.scale[s][0][0], f.scale[s][0][1]);
+      f.group[s] = units[s].constants(f.scale[s][0]);
+    }
+    if ((outside & RowUnits::kOutside) == 0) return;
+#pragma unroll
+    for (int s = 0; s < kStrips; ++s) {
+      units[s].adapt(f.scale[s], sums_of(acc[s]));
+      f.group[s] = units[s].constants_of_any(f.scale[s][0]);
+    }
+  }
+  using StripSums = float[8 * kTokenPairs];
+  static __device__ __forceinline__ StripSums& sums_of(float (&strip)[2 * kTokenPairs][4]) {
+    return *reinterpret_cast<StripSums*>(&strip);
+  }
+
   /// Tokens of this warp's k16 step number `step` of a stage.
-  __device__ __forceinline__ void fetch_x(int slot, int step,
+  __device__ __forceinline__ void fetch_x(std::uint32_t slot, int step,
                                           std::uint32_t (&x)[kTokenPairs][4]) const {
-    const int block = warp_k * kWarpBlocks + step / 4;
-    const std::uint32_t rows =
-        smem_base + slot * kStageBytes + block * (kTileM * 128) + (x_lane_offset ^ (step % 4 * 32));
+    const std::uint32_t rows = ((x_at + slot) ^ (step % 4 * 32)) + step / 4 * (kTileM * 128);
 #pragma unroll
     for (int t = 0; t < kTokenPairs; ++t) ptx::ldmatrix_x4(x[t], rows + t * 16 * 128);
   }
@@ -262,39 +336,39 @@ struct MultistageKernel {
 
   /// The sums of an item's k range. Leaves no copy in flight.
   __device__ __forceinline__ void multiply(const device::WorkItem& item, Accumulators& acc) const {
-    const int length = item.k_end - item.k_begin;
-    for (int i = 0; i < p.stages; ++i) {
-      if (i < length) load_stage(i, item, item.k_begin + i);
-      ptx::cp_async_commit_group();
+    const std::uint32_t ring_bytes = p.stages * kStageBytes;
+    Source from = source_of(item);
+    // Byte offsets of the stage before, which is free, of this one and of the next one.
+    std::uint32_t free = 0, slot = 0;
+    for (; free + kStageBytes < ring_bytes; free += kStageBytes) {
+      load_stage(free, item, from);
     }
-    ptx::cp_async_wait_groups(p.stages - 1);
+    ptx::cp_async_wait_groups(p.stages - 2);
     __syncthreads();
     Fragments f;
+    RowUnits units[kStrips];
     fetch_x(0, 0, f.x[0]);
 #pragma unroll
     for (int s = 0; s < kStrips; ++s) {
       fetch_words(0, 0, s, f);
-      if constexpr (kScaled) fetch_group(0, item.k_begin, 0, s, f);
+      if constexpr (kScaled) fetch_group(0, 0, s, f);
     }
+    if constexpr (kFolded) settle(f, units, acc);
 
-    int slot = 0;
 #pragma unroll 1
-    for (int i = 0; i < length; ++i) {
-      const int k_tile = item.k_begin + i;
-      const int next_slot = slot + 1 == p.stages ? 0 : slot + 1;
+    while (from.k_tile < item.k_end + p.stages - 1) {
+      const std::uint32_t next_slot = slot + kStageBytes == ring_bytes ? 0 : slot + kStageBytes;
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         const bool last = step == kSteps - 1;
         if (last) {  // all that is left to read of this stage is in registers
           ptx::cp_async_wait_groups(p.stages - 2);
           __syncthreads();
-          if (i + p.stages < length) load_stage(slot, item, k_tile + p.stages);
-          ptx::cp_async_commit_group();
         }
         // After the range's last stage this reads what the slot happens to hold, and uses nothing.
-        const int from = last ? next_slot : slot;
+        const std::uint32_t at = last ? next_slot : slot;
         const int next = last ? 0 : step + 1;
-        fetch_x(from, next, f.x[(step + 1) % 2]);
+        fetch_x(at, next, f.x[(step + 1) % 2]);
         const auto& x = f.x[step % 2];
         // What the next step needs of a strip takes the place of what this one has used up, and
         // arrives under the products of this strip and the ones after it.
@@ -302,18 +376,25 @@ struct MultistageKernel {
         for (int s = 0; s < kStrips; ++s) {
           std::uint32_t a[4];
           dequantize(step, s, f, a);
-          if (next % kPlaneSteps == 0) fetch_words(from, next, s, f);
-          if (kScaled && (kConfig.fine_groups || next % 4 == 0)) {
-            fetch_group(from, last ? k_tile + 1 : k_tile, next, s, f);
-          }
+          if (next % kPlaneSteps == 0) fetch_words(at, next, s, f);
+          if (kScaled && (kConfig.fine_groups || next % 4 == 0)) fetch_group(at, next, s, f);
 #pragma unroll
           for (int t = 0; t < kTokenPairs; ++t) {
             ptx::mma_m16n8k16<kConfig.act>(acc[s][2 * t], a, x[t][0], x[t][1]);
             ptx::mma_m16n8k16<kConfig.act>(acc[s][2 * t + 1], a, x[t][2], x[t][3]);
           }
         }
+        if (kFolded && next % 4 == 0) settle(f, units, acc);
+        // Under the products, when there are registers to spare. The barrier that the stage before
+        // ended with has freed its slot.
+        if (step == 0) load_stage(free, item, from);
       }
+      free = slot;
       slot = next_slot;
+    }
+    if constexpr (kFolded) {
+#pragma unroll
+      for (int s = 0; s < kStrips; ++s) units[s].undo(sums_of(acc[s]));
     }
   }
 

@@ -44,8 +44,6 @@ struct WarpStreamingKernel {
   static constexpr int kScaleBytes = streaming_scale_bytes(kConfig);
   static constexpr bool kScaled = kConfig.quant != Quant::column;
   static constexpr bool kZeros = kConfig.quant == Quant::group_zero;
-  // k16 steps whose products are summed before the scale applies.
-  static constexpr int kFlushSteps = kConfig.fine_groups ? 1 : 4;
 
   using Epilogue = typename Variant::Epilogue;
   using Quad = device::Quad<kConfig, Epilogue>;
@@ -199,8 +197,10 @@ struct WarpStreamingKernel {
     }
   }
 
-  /// Adds one k-block of a pass to its sums; first_k is its first k. x_sum: Σ x over all of K
-  /// (column only).
+  /// Adds one k-block of a pass to its sums; first_k is its first k. kFlushSteps k16 steps share a
+  /// group: their products are summed before its scale applies. x_sum: Σ x over all of K (column
+  /// only).
+  template <int kFlushSteps>
   __device__ __forceinline__ void multiply_block(const Block& data, int stage, Chunk chunk,
                                                  int first_k, Fragment (&sum)[kStrips],
                                                  Fragment& x_sum) const {
@@ -209,7 +209,7 @@ struct WarpStreamingKernel {
     for (int step = 0; step < 4; ++step) {
       const std::uint32_t ones[4] = {Products::one(0), Products::one(1), Products::one(0),
                                      Products::one(1)};
-      add_products(ones, data.x, step, kScaled ? group_x[step / kFlushSteps] : x_sum);
+      add_products<kFlushSteps>(ones, data.x, step, kScaled ? group_x[step / kFlushSteps] : x_sum);
     }
 #pragma unroll
     for (int s = 0; s < kStrips; ++s) {
@@ -218,7 +218,7 @@ struct WarpStreamingKernel {
       for (int step = 0; step < 4; ++step) {
         std::uint32_t a[4];
         Products::codes_of(data.words[s] + step * kPlanes, a);
-        add_products(a, data.x, step, kScaled ? part : sum[s]);
+        add_products<kFlushSteps>(a, data.x, step, kScaled ? part : sum[s]);
         if (kScaled && step % kFlushSteps == kFlushSteps - 1) {
           const int group = ((first_k + step / kFlushSteps * kFlushSteps * 16) >> p.group_shift) -
                             (chunk.first_k() >> p.group_shift);
@@ -229,6 +229,7 @@ struct WarpStreamingKernel {
   }
 
   /// d += a · X of a k16 step; where groups are flushed, their first step starts from zero.
+  template <int kFlushSteps>
   static __device__ __forceinline__ void add_products(const std::uint32_t (&a)[4],
                                                       const std::uint32_t (&x)[kTokenTiles][2][4],
                                                       int step, Fragment& d) {
@@ -262,13 +263,26 @@ struct WarpStreamingKernel {
     }
   }
 
-  __device__ __forceinline__ void multiply_chunk(int stage, Chunk chunk, Fragment (&sum)[kStrips],
-                                                 Fragment& x_sum) const {
+  template <int kFlushSteps>
+  __device__ __forceinline__ void multiply_blocks(int stage, Chunk chunk, Fragment (&sum)[kStrips],
+                                                  Fragment& x_sum) const {
 #pragma unroll 1
     for (int block = 0; block < chunk.count; ++block) {
       Block data;
       load_block(stage, block, data);
-      multiply_block(data, stage, chunk, (chunk.first + block) * layout::kBlockK, sum, x_sum);
+      multiply_block<kFlushSteps>(data, stage, chunk, (chunk.first + block) * layout::kBlockK, sum,
+                                  x_sum);
+    }
+  }
+
+  __device__ __forceinline__ void multiply_chunk(int stage, Chunk chunk, Fragment (&sum)[kStrips],
+                                                 Fragment& x_sum) const {
+    if constexpr (!kConfig.fine_groups) {
+      multiply_blocks<4>(stage, chunk, sum, x_sum);
+    } else if (p.group_shift == 4) {
+      multiply_blocks<1>(stage, chunk, sum, x_sum);
+    } else {
+      multiply_blocks<2>(stage, chunk, sum, x_sum);
     }
   }
 

@@ -59,8 +59,6 @@ struct StreamingKernel {
   static constexpr int kExchangePitch = streaming_exchange_pitch(kConfig);
   static constexpr bool kScaled = kConfig.quant != Quant::column;
   static constexpr bool kZeros = kConfig.quant == Quant::group_zero;
-  // k16 steps whose products are summed before the scale applies.
-  static constexpr int kFlushSteps = kConfig.fine_groups ? 1 : 4;
   static constexpr bool kF16 = kConfig.act == DataType::f16;
   static constexpr bool kInt4 = kConfig.weight == WeightType::int4;
   // A pair of k-blocks whose chains of MMAs are too few to hide each other's latency has two each.
@@ -277,10 +275,11 @@ struct StreamingKernel {
     return values;
   }
 
-  /// Adds kBlocks k-blocks of a pass to its sums; two share their groups. A last, short pass
-  /// multiplies what the stage happens to hold for the strips that it lacks: nobody stores those
-  /// sums, and a branch per strip would keep the strips' chains of MMAs from overlapping.
-  template <int kBlocks>
+  /// Adds kBlocks k-blocks of a pass to its sums; kStepsPerFlush k16 steps of them share a group,
+  /// so that its scale applies to the sum of their products. A last, short pass multiplies what the
+  /// stage happens to hold for the strips that it lacks: nobody stores those sums, and a branch per
+  /// strip would keep the strips' chains of MMAs from overlapping.
+  template <int kBlocks, int kStepsPerFlush = 4 * kBlocks>
   __device__ __forceinline__ void multiply(const char* stage, std::uint32_t stage_x, Chunk chunk,
                                            int block, Fragment (&sum)[kStrips]) const {
     const int first_k = (chunk.first + block) * layout::kBlockK;
@@ -294,7 +293,6 @@ struct StreamingKernel {
       }
     }
     constexpr int kSteps = 4 * kBlocks;
-    constexpr int kStepsPerFlush = kConfig.fine_groups ? 1 : kSteps;
     constexpr int kChainsPerFlush = kBlocks == 1 ? 1 : kChains;
     constexpr int kFlushes = kSteps / kStepsPerFlush;
     Fragment group_x[kFlushes];  // Σ x
@@ -337,7 +335,7 @@ struct StreamingKernel {
         }
         Fragment total;
         sum_chains(part, total);
-        const int group = ((first_k + 16 * flush) >> p.group_shift) - first_group;
+        const int group = ((first_k + 16 * kStepsPerFlush * flush) >> p.group_shift) - first_group;
         add_group(load_group(stage, s, group), total, group_x[flush], sum[s]);
       }
     }
@@ -399,16 +397,23 @@ struct StreamingKernel {
   __device__ __forceinline__ void multiply_chunk(const char* stage, std::uint32_t stage_x,
                                                  Chunk chunk, Fragment (&sum)[kStrips]) const {
     int block = 0;
-    if constexpr (kKBlocks > 1 && !kConfig.fine_groups) {
+    if constexpr (kConfig.fine_groups) {
+      if (p.group_shift == 4) {
+#pragma unroll 1
+        for (; block < chunk.count; ++block) multiply<1, 1>(stage, stage_x, chunk, block, sum);
+        return;
+      }
+    } else if constexpr (kKBlocks > 1) {
       const bool in_pairs = (1 << p.group_shift) >= 2 * layout::kBlockK;
 #pragma unroll 1
       for (; in_pairs && block + 1 < chunk.count; block += 2) {
         multiply<2>(stage, stage_x, chunk, block, sum);
       }
     }
+    constexpr int kSharing = kConfig.fine_groups ? 2 : 4;  // k16 steps
 #pragma unroll 1
     for (; block < chunk.count; ++block) {
-      multiply<1>(stage, stage_x, chunk, block, sum);
+      multiply<1, kSharing>(stage, stage_x, chunk, block, sum);
     }
   }
 

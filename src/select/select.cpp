@@ -81,6 +81,17 @@ double mma_sync_clks(int device_arch) {
   return device_arch >= 90 ? 6.5 : device_arch == 80 ? 8 : 16;
 }
 
+/// Instructions in which the multistage kernel makes a k16 step of a strip's words its fragment.
+double fragment_instructions(const KernelConfig& c) {
+  const bool f16 = c.act == DataType::f16;
+  const double codes = c.weight == WeightType::int4 ? (f16 ? 9 : 11) : (f16 ? 8 : 20);
+  const double scales = c.quant == Quant::column || folds_scales(c) ? 0 : 4;
+  double constants = 0;  // of a group
+  if (c.quant == Quant::group) constants = 6;
+  if (c.quant == Quant::group_zero) constants = 24;
+  return codes + scales + constants / (c.fine_groups ? 1 : 4);
+}
+
 /// Clocks in which every warp of `ctas` CTAs on an SM advances by one ring stage of the multistage
 /// kernel: of the tensor cores or of issue slots, counted in the machine code.
 double multistage_clks_per_stage(const KernelConfig& c, int ctas, int device_arch) {
@@ -88,7 +99,7 @@ double multistage_clks_per_stage(const KernelConfig& c, int ctas, int device_arc
   const double steps = c.tile_k / 16.0 / multi_warps_k(c);
   const double warps = 4.0 * c.consumer_warpgroups * ctas;
   const double mma = 2 * strips * pairs;
-  const double issued = mma + pairs + 15 * strips * dequant_weight(c);
+  const double issued = mma + pairs + strips * fragment_instructions(c);
   const double issue = (steps * issued + 80) * warps / 4;
   return std::max(steps * mma * mma_sync_clks(device_arch) * warps / 4, issue) * 1.1;
 }
@@ -515,7 +526,9 @@ const char* why_unfit(const KernelConfig& c, const Problem& p) {
   if (c.schedule == Schedule::multistage && p.batch_invariant && multi_warps_k(c) > 1) {
     return "batch_invariant needs K in one piece: the warps of this tile split it";
   }
-  if (p.batch_invariant && folds_scales(c) && c.tile_k > p.weight.group_size) {
+  // The multistage kernel settles its units for one group at a time.
+  if (p.batch_invariant && folds_scales(c) && c.schedule != Schedule::multistage &&
+      c.tile_k > p.weight.group_size) {
     return "batch_invariant needs ring stages within a group: those that share one unit of sums "
            "may round differently in another tile";
   }

@@ -4,6 +4,7 @@
 // refuse.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <ostream>
 #include <string>
 #include <vector>
@@ -75,9 +76,14 @@ constexpr auto kInt8 = WeightType::int8;
 constexpr auto kMulti = Schedule::multistage;
 constexpr auto kStream = Schedule::streaming;
 
-/// Every tile at least once, and every family on both schedules.
+/// Every tile at least once, and every family on both schedules; also a folded kernel whose warps
+/// go through several groups of a stage, as none of the manifest does.
 const Kernel kKernels[] = {
     kernel<config(kF16, kInt4, Quant::group, false, kMulti, 128, 32, 128)>(),
+    kernel<config(kF16, kInt4, Quant::group, false, kMulti, 128, 16, 128, 1, 2)>(),
+    kernel<config(kBf16, kInt8, Quant::group_zero, false, kMulti, 128, 16, 128, 1, 2)>(),
+    kernel<config(kF16, kInt8, Quant::group, false, kMulti, 128, 64, 128)>(),
+    kernel<config(kF16, kInt4, Quant::group, false, kMulti, 256, 16, 128, 1)>(),
     kernel<config(kBf16, kInt4, Quant::group_zero, false, kMulti, 128, 64, 128)>(),
     kernel<config(kF16, kInt8, Quant::group_zero, true, kMulti, 256, 64, 64, 1)>(),
     kernel<config(kF16, kInt4, Quant::column, false, kMulti, 256, 64, 64, 1, 2)>(),
@@ -90,6 +96,7 @@ const Kernel kKernels[] = {
     kernel<config(kBf16, kInt8, Quant::group_zero, true, kStream, 32, 16, 64)>(),
     kernel<config(kF16, kInt4, Quant::group_zero, true, kStream, 32, 8, 64)>(),
     kernel<config(kF16, kInt4, Quant::group, false, kStream, 32, 8, 128)>(),
+    kernel<config(kBf16, kInt4, Quant::group, true, kStream, 32, 8, 128)>(),
 };
 
 Problem random_problem(Rng& rng, const KernelConfig& c) {
@@ -141,14 +148,42 @@ std::vector<std::uint16_t> device_zeros(const cpu_test::Weight& w) {
   return zeros;
 }
 
-/// One launch of a kernel for a random problem, checked.
-void check(const Kernel& kernel, unsigned seed) {
-  Rng rng(seed);
+/// Gives the groups of each row scales that lie up to 2¹⁸ apart.
+void scatter_scales(Rng& rng, cpu_test::Weight& w) {
+  for (std::uint16_t& scale : w.scales) {
+    const float factor = std::ldexp(1.0f, static_cast<int>(pick(rng, -12, 6)));
+    scale = bits_from_f32(factor * f32_from_bits(scale, w.view.spec.scale_type),
+                          w.view.spec.scale_type);
+  }
+}
+
+/// Fails unless every element is the oracle's but for weights that were rounded to 16 bits.
+void expect_rounded_weights(const Case& one, const Matrix& y) {
+  for (std::int64_t m = 0; m < one.problem.m; ++m) {
+    for (std::int64_t n = 0; n < one.problem.n; ++n) {
+      double products = 1e-3, x_sum = 0.0;
+      for (std::int64_t k = 0; k < one.problem.k; ++k) {
+        const double x = std::abs(f32_from_bits(one.x.at(m, k), one.problem.act));
+        products += x * std::abs(one.weight.dequantized(n, k));
+        x_sum += x;
+      }
+      const double expected = one.expected[static_cast<std::size_t>(m * one.problem.n + n)];
+      ASSERT_NEAR(f32_from_bits(y.at(m, n), one.problem.act), expected,
+                  0x1p-11 * (products + std::abs(expected)) + 0x1p-25 * x_sum)
+          << "m=" << m << " n=" << n;
+    }
+  }
+}
+
+enum class Scales { alike, scattered };
+
+/// One launch of a kernel, checked. X takes 16-byte copies if it is aligned.
+void check(const Kernel& kernel, unsigned seed, const Problem& problem, const LaunchConfig& l,
+           bool aligned, Rng& rng, Scales scales = Scales::alike) {
   const KernelConfig& c = kernel.config;
-  const Problem problem = random_problem(rng, c);
-  const LaunchConfig l = random_launch(rng, c, problem);
   SCOPED_TRACE("seed " + std::to_string(seed) + " " + cpu_test::describe(problem) + " " +
-               select::config_id(kernel_id(c).view(), problem.weight.group_size, l));
+               select::config_id(kernel_id(c).view(), problem.weight.group_size, l) +
+               (aligned ? " aligned" : ""));
   select::DeviceFacts device = select::h100_facts();
   ASSERT_EQ(select::why_unfit(c, problem), nullptr);
   ASSERT_EQ(select::why_unfit(c, l, problem, device, true), nullptr)
@@ -157,7 +192,7 @@ void check(const Kernel& kernel, unsigned seed) {
   Problem on_cpu = problem;
   on_cpu.device = Device::cpu;
   Case one(rng, on_cpu);
-  const bool aligned = pick(rng, 0, 2) > 0;
+  if (scales == Scales::scattered) scatter_scales(rng, one.weight);
   const auto padded = [&](std::int64_t width) {
     return aligned ? (width + 7) / 8 * 8 + 8 : width + 1 + width % 2;
   };
@@ -214,6 +249,7 @@ void check(const Kernel& kernel, unsigned seed) {
   EXPECT_EQ(y.damaged(), 0) << "elements outside Y were written";
   EXPECT_TRUE(workspace.intact()) << "bytes outside the workspace were written";
   EXPECT_LE(one.relative_error(y), 1.1 * one.plain_error() + 2e-4);
+  if (scales == Scales::scattered) expect_rounded_weights(one, y);
   if (g.stream_tiles > 0) {  // as the next launch must find them
     const auto* const flags = static_cast<const std::uint64_t*>(workspace.data());
     for (std::int64_t i = 0; i < g.grid_ctas; ++i) {
@@ -226,14 +262,70 @@ class EmulatedKernel : public testing::TestWithParam<Kernel> {};
 
 TEST_P(EmulatedKernel, IsRightForRandomProblems) {
   for (unsigned seed = 1; seed <= 8; ++seed) {
-    check(GetParam(), seed);
+    Rng rng(seed);
+    const Problem problem = random_problem(rng, GetParam().config);
+    const LaunchConfig l = random_launch(rng, GetParam().config, problem);
+    check(GetParam(), seed, problem, l, pick(rng, 0, 2) > 0, rng);
     if (HasFailure()) return;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Sm80, EmulatedKernel, testing::ValuesIn(kKernels), [](const auto& info) {
+class EmulatedTiledKernel : public EmulatedKernel {};
+
+/// A stage that ends neither N nor K is copied in another way than the last ones are.
+TEST_P(EmulatedTiledKernel, StagesEndWithTheProblem) {
+  const KernelConfig& c = GetParam().config;
+  unsigned seed = 100;
+  for (const int beyond_k : {0, -1, 8, 64}) {
+    for (const int beyond_n : {0, 1}) {
+      Rng rng(++seed);
+      Problem problem = random_problem(rng, c);
+      problem.m = pick(rng, 0, 1) == 0 ? c.tile_m : c.tile_m + 1;
+      problem.n = c.tile_n + beyond_n;
+      problem.k = 3 * c.tile_k + beyond_k;
+      LaunchConfig l;
+      l.stages = 2 + static_cast<int>(seed % 2);
+      check(GetParam(), seed, problem, l, true, rng);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+class EmulatedFoldedKernel : public EmulatedKernel {};
+
+/// The units in which a folded kernel sums change with the scales.
+TEST_P(EmulatedFoldedKernel, ScalesMayLieFarApart) {
+  const KernelConfig& c = GetParam().config;
+  for (unsigned seed = 200; seed < 206; ++seed) {
+    Rng rng(seed);
+    Problem problem = random_problem(rng, c);
+    problem.k = 5 * c.tile_k + pick(rng, -64, 64);
+    problem.epilogue = {};
+    const LaunchConfig l = random_launch(rng, c, problem);
+    check(GetParam(), seed, problem, l, pick(rng, 0, 2) > 0, rng, Scales::scattered);
+    if (HasFailure()) return;
+  }
+}
+
+std::vector<Kernel> kernels_that(bool (*hold)(const KernelConfig&)) {
+  std::vector<Kernel> those;
+  for (const Kernel& kernel : kKernels) {
+    if (hold(kernel.config)) those.push_back(kernel);
+  }
+  return those;
+}
+std::string name_of(const testing::TestParamInfo<Kernel>& info) {
   return std::string(kernel_id(info.param.config).view());
-});
+}
+
+INSTANTIATE_TEST_SUITE_P(Sm80, EmulatedKernel, testing::ValuesIn(kKernels), name_of);
+INSTANTIATE_TEST_SUITE_P(Sm80, EmulatedTiledKernel,
+                         testing::ValuesIn(kernels_that([](const KernelConfig& c) {
+                           return c.schedule == kMulti;
+                         })),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Sm80, EmulatedFoldedKernel, testing::ValuesIn(kernels_that(folds_scales)),
+                         name_of);
 
 }  // namespace
 }  // namespace mixgemm

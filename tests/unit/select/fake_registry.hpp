@@ -69,6 +69,7 @@ class FakeRegistry {
   void add_sm80_tiles(const KernelConfig& c) {
     add(c, 32, 8, 64, Schedule::streaming);
     add(c, 48, 16, 64, Schedule::streaming);
+    add(c, 128, 16, 128, Schedule::multistage, 1, 2);
     add(c, 128, 32, 128, Schedule::multistage);
     add(c, 128, 64, 128, Schedule::multistage);
     add(c, 256, 64, 64, Schedule::multistage, 1);

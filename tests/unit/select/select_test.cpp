@@ -329,6 +329,26 @@ TEST(Select, BatchInvariantFoldedKernelsNeedStagesWithinAGroup) {
   EXPECT_EQ(why_unfit(c, p), nullptr);
 }
 
+TEST(SelectSm80, BatchInvariantFoldedKernelsTakeAnyGroups) {
+  KernelConfig c;
+  c.arch = 80;
+  c.schedule = Schedule::multistage;
+  c.tile_n = 256;
+  c.tile_m = 16;
+  c.tile_k = 128;
+  c.consumer_warpgroups = 1;
+  ASSERT_EQ(why_illegal(c), nullptr);
+  ASSERT_TRUE(folds_scales(c));
+  Problem p = problem(8, 4096, 4096);
+  p.weight.group_size = 64;
+  p.batch_invariant = true;
+  EXPECT_EQ(why_unfit(c, p), nullptr);  // units are settled for each group
+  c.tile_n = 128;
+  ASSERT_TRUE(folds_scales(c));
+  ASSERT_NE(why_unfit(c, p), nullptr);
+  EXPECT_NE(std::string(why_unfit(c, p)).find("K in one piece"), std::string::npos);
+}
+
 TEST(SelectModel, DecodeStreams) {
   for (const std::int64_t m : {1, 2, 4, 8}) {
     for (const auto& [n, k] : {std::pair{4096, 4096}, {6144, 4096}, {8192, 8192}, {8192, 28672}}) {

@@ -39,6 +39,7 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 
 inline float __uint_as_float(std::uint32_t bits) { return std::bit_cast<float>(bits); }
 inline std::uint32_t __float_as_uint(float value) { return std::bit_cast<std::uint32_t>(value); }
+inline float __int_as_float(int bits) { return std::bit_cast<float>(bits); }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline int __clz(int value) { return std::countl_zero(static_cast<unsigned>(value)); }
 inline float4 __ldcg(const float4* p) { return *p; }

@@ -6,6 +6,9 @@
 
 namespace mixgemm::ptx {
 
+inline std::uint32_t kept(std::uint32_t value) { return value; }
+inline int thread_here() { return static_cast<int>(threadIdx.x); }
+
 inline void st_release_gpu(std::uint64_t* flag, std::uint64_t value) { *flag = value; }
 inline std::uint64_t ld_acquire_gpu(const std::uint64_t* flag) { return *flag; }
 
