@@ -16,8 +16,8 @@
 // Integer zeros join the exact subtraction; scaled zeros join the multiply as an FMA's addend.
 //
 // Folded, for group scales without zeros: a mask leaves q as a subnormal (or, in bf16, one of the
-// least normal numbers), q·2⁻²⁴ in fp16 and q·2⁻¹³³ in bf16, 16 times that where it stands four bits
-// higher, and one FMA does the rest, in units of the row (row_units.cuh, wide_units.cuh).
+// least normal numbers), q·2⁻²⁴ in fp16 and q·2⁻¹³³ in bf16, 16 times that where it stands four
+// bits higher, and one FMA does the rest, in units of the row (row_units.cuh, wide_units.cuh).
 #pragma once
 
 #include <cstdint>

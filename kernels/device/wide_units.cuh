@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// Units in which a thread sums the rows g and g + 8 of a strip in bf16, so that dequantization takes
-// one FMA a register, as RowUnits does for fp16:
+// Units in which a thread sums the rows g and g + 8 of a strip in bf16, so that dequantization
+// takes one FMA a register, as RowUnits does for fp16:
 //
 //   (q − z)·s·2^(f−133) = (q·2⁻¹³³)·m − z·2⁻¹³³·m,   m = s·2^f
 //
-// A code below 256 read as a bf16 number is q·2⁻¹³³: below 128 a subnormal, from there on one of the
-// least normal numbers, which lie as close together. With bf16's range f = 126 serves every scale
-// below 2, so that it is a constant of the program; whether all scales are that small is one bit of
-// each. A row of which a stage has a scale of 2 or more takes an f that its largest scale leaves
-// room for, until a stage has none, and the sums are brought to each new unit, which is exact.
+// A code below 256 read as a bf16 number is q·2⁻¹³³: below 128 a subnormal, from there on one of
+// the least normal numbers, which lie as close together. With bf16's range f = 126 serves every
+// scale below 2, so that it is a constant of the program; whether all scales are that small is one
+// bit of each. A row of which a stage has a scale of 2 or more takes an f that its largest scale
+// leaves room for, until a stage has none, and the sums are brought to each new unit, which is
+// exact.
 //
 // One rounding a weight, as of (q − z)·s. What remains of a weight below 2⁻¹²⁶ is as in any bf16
 // arithmetic, but 2⁷ times as much of it is lost.
@@ -112,7 +113,8 @@ class WideUnits {
     return kPower - static_cast<int>(lowered_ >> (16 * row) & 0x7f);
   }
 
-  std::uint32_t lowered_ = 0;  // of rows g and g + 8: what f lacks to kPower, and bit 14 if anything
+  std::uint32_t lowered_ =
+      0;  // of rows g and g + 8: what f lacks to kPower, and bit 14 if anything
 };
 
 }  // namespace mixgemm::device

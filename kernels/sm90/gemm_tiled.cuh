@@ -282,16 +282,17 @@ struct TiledKernel {
     return Dequant::constants(scale, zero, p.zeros_scaled);
   }
 
-  // The constants of a group serve kShare k16 steps, as many as the launch's group size lets: one of
-  // two loops, in each of which the compiler knows where constants begin.
+  // The constants of a group serve kShare k16 steps, as many as the launch's group size lets: one
+  // of two loops, in each of which the compiler knows where constants begin.
   static constexpr int kSteps = 4 * kKBlocks;  // of a stage
   static constexpr int kLeastShare = kConfig.fine_groups ? 1 : 4;
   static constexpr int kMostShare = [] {
     if (kConfig.quant == Quant::column) return kLeastShare;
     if (kConfig.fine_groups) return 2;
-    // Slower, for all that it has fewer instructions (128x128x128, H100).
-    const bool slower = kFolded && kConfig.act == DataType::f16 && kRowBlocks * kTileM >= 128 &&
-                        kConsumers < 3;
+    // With 64 sums a thread f16 is slower so, for all that it has fewer instructions (128x128x128,
+    // H100), and registers run out for int8.
+    const bool slower = kFolded && kRowBlocks * kTileM >= 128 &&
+                        (kConfig.act == DataType::f16 ? kConsumers < 3 : kBits == 8);
     return kKBlocks > 1 && !slower ? 8 : kLeastShare;
   }();
   template <int kShare>

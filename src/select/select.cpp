@@ -63,15 +63,14 @@ constexpr double kDequantExposed = 0.288;
 /// Relative cost of dequantization: measured for f16 and bf16 int4, counted in instructions for the
 /// others.
 double dequant_weight(const KernelConfig& c) {
-  double weight = c.act == DataType::bf16 ? 1.25 : 1.0;
-  if (c.weight == WeightType::int8) weight *= c.act == DataType::bf16 ? 1.3 : 1.1;
+  const bool folded = is_tiled(c) && folds_scales(c);  // one FMA a register, of either type
+  const bool slow = c.act == DataType::bf16 && !folded;
+  double weight = slow ? 1.25 : 1.0;
+  if (c.weight == WeightType::int8) weight *= slow ? 1.3 : 1.1;
   if (c.quant == Quant::column) weight *= 0.9;
   if (c.quant == Quant::group_zero) weight *= 1.1;
   if (c.fine_groups) weight *= 1.15;
-  // What isn't folded into one FMA a register (device/row_units.cuh).
-  if (is_tiled(c) && (c.act == DataType::bf16 || c.quant != Quant::group || c.fine_groups)) {
-    weight *= 1.15;
-  }
+  if (is_tiled(c) && !folded && (slow || c.quant != Quant::group || c.fine_groups)) weight *= 1.15;
   return weight;
 }
 
