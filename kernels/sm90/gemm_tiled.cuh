@@ -289,10 +289,10 @@ struct TiledKernel {
   static constexpr int kMostShare = [] {
     if (kConfig.quant == Quant::column) return kLeastShare;
     if (kConfig.fine_groups) return 2;
-    // With 64 sums a thread f16 is slower so, for all that it has fewer instructions (128x128x128,
-    // H100), and registers run out for int8.
-    const bool slower = kFolded && kRowBlocks * kTileM >= 128 &&
-                        (kConfig.act == DataType::f16 ? kConsumers < 3 : kBits == 8);
+    // From 64 sums a thread up folded f16 is slower so, for all that it has fewer instructions
+    // (128x128x128, H100), and int8 runs out of registers.
+    const bool folded_f16 = kFolded && kConfig.act == DataType::f16 && kConsumers < 3;
+    const bool slower = kRowBlocks * kTileM >= 128 && (folded_f16 || kBits == 8);
     return kKBlocks > 1 && !slower ? 8 : kLeastShare;
   }();
   template <int kShare>
