@@ -55,6 +55,12 @@ inline std::uint32_t add_f16x2(std::uint32_t a, std::uint32_t b) {
 inline std::uint32_t fma_bf16x2(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
   return each_half<DataType::bf16>(a, b, c, [](double x, double y, double z) { return x * y + z; });
 }
+inline std::uint32_t fms_bf16x2(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  return each_half<DataType::bf16>(a, b, c, [](double x, double y, double z) { return x * y - z; });
+}
+inline std::uint32_t mul_bf16x2(std::uint32_t a, std::uint32_t b) {
+  return each_half<DataType::bf16>(a, b, 0, [](double x, double y, double) { return x * y; });
+}
 
 inline std::uint32_t cvt_f16x2_f32(float low, float high) {
   return std::uint32_t{f16_from_f32(high)} << 16 | f16_from_f32(low);
