@@ -61,10 +61,9 @@ inline void ldmatrix_of_a_warp(void* const (&arguments)[32]) {
   for (int matrix = 0; matrix < 4; ++matrix) {
     for (int row = 0; row < 8; ++row) {
       const std::uint32_t address = operands(8 * matrix + row).row;
-      if (address % 16 != 0) emulator::fail("ldmatrix at an address that isn't a multiple of 16");
+      const char* const from = emulator::shared_at(address, 16);
       for (int pair = 0; pair < 4; ++pair) {
-        std::memcpy(&operands(4 * row + pair).v[matrix],
-                    emulator::shared_memory() + address + 4 * pair, 4);
+        std::memcpy(&operands(4 * row + pair).v[matrix], from + 4 * pair, 4);
       }
     }
   }
