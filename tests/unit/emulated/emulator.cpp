@@ -131,6 +131,7 @@ Cta* here = nullptr;
 Fiber* current = nullptr;
 std::uint64_t flags_written = 0;
 bool before_is_complete = true;
+bool interrupts = false;
 
 std::size_t pick_below(std::size_t count) {
   return std::uniform_int_distribution<std::size_t>(0, count - 1)(random_bits);
@@ -313,10 +314,14 @@ bool run_lanes(Cta& cta, unsigned first) {
   return ran;
 }
 
-/// A warp until it waits for others, which brings out a barrier that is missing.
+/// A warp until it waits for others, which brings out a barrier that is missing, or, in launches
+/// that interrupt, at times only until its lanes meet, which brings out what comes too early.
 bool run_warp(Cta& cta, unsigned warp) {
   bool ran = false;
-  while (run_lanes(cta, 32 * warp)) ran = true;
+  while (run_lanes(cta, 32 * warp)) {
+    ran = true;
+    if (interrupts && pick_below(4) == 0) break;
+  }
   return ran;
 }
 
@@ -443,7 +448,7 @@ void print(const Wait& wait) {
 }
 
 [[noreturn]] void deadlock() {
-  std::fprintf(stderr, "emulator: deadlock\n");
+  std::fprintf(stderr, "emulator: deadlock in %s\n", launch->name.c_str());
   for (const auto& cluster : active) {
     for (const auto& cta : cluster->ctas) {
       for (std::size_t first = 0, end = 0; first < cta->fibers.size(); first = end) {
@@ -479,6 +484,7 @@ void run(const Launch& what, const std::function<void()>& kernel) {
   entry = &kernel;
   grid_dim = {what.cluster.x, what.cluster.y, what.ctas};
   before_is_complete = !what.before_completes;
+  interrupts = pick_below(2) == 0;
   flags_written = 0;
   resident = nullptr;
   std::memset(what.window, kPoison, kWindowBytes);
@@ -551,8 +557,9 @@ void meet_warp(void* argument, void (*act)(void* const (&)[32])) {
 void sync_warp() { meet_warp(nullptr, nullptr); }
 
 void fail(const char* what) {
-  std::fprintf(stderr, "emulator: CTA (%u, %u, %u), thread %u: %s\n", block_idx.x, block_idx.y,
-               block_idx.z, thread_idx.x, what);
+  std::fprintf(stderr, "emulator: CTA (%u, %u, %u), thread %u: %s\n  in %s\n", block_idx.x,
+               block_idx.y, block_idx.z, thread_idx.x, what,
+               launch != nullptr ? launch->name.c_str() : "no launch");
   std::abort();
 }
 
@@ -679,12 +686,19 @@ void wait_for_before() {
   if (!before_is_complete) wait_for({Wait::before, nullptr, 0, 0});
 }
 
+void use_activations() {
+  if (launch->before_completes && !current->has_waited) {
+    fail("a thread multiplies activations without having waited for the kernel before");
+  }
+}
+
 void flag_written() { ++flags_written; }
 void wait_for_flag() { wait_for({Wait::flag, nullptr, flags_written, 0}); }
 
 void fence_mmas() { current->mmas_fenced = true; }
 void issue_mma(const Mma& mma) {
   if (!current->mmas_fenced) fail("wgmma without a fence after what was written before");
+  use_activations();
   current->open_mmas.push_back(mma);
 }
 void commit_mmas() {

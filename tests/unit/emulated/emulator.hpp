@@ -9,7 +9,7 @@
 //               they read registered memory only and write within the launch's shared memory
 //   mbarriers   count arrivals and bytes; nobody may arrive once too often or write over one
 //   wgmma       multiplies as late as its wait allows, with what the registers hold then
-//   warps       run in a random order, each until it must wait
+//   warps       run in a random order, each until it must wait, or interrupted wherever it meets
 //   memory      shared memory starts as NaN, and what lies beyond the launch's must stay so
 //   PDL         the kernel before completes only when nothing else can go on; until then only
 //               codes, scales and zeros may be copied
@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 namespace mixgemm {
@@ -47,6 +48,7 @@ struct Launch {
   std::uint32_t window_address = 0;  ///< … and its shared-window address
   Landing landing = Landing::at_the_wait;
   unsigned seed = 1;
+  std::string name;  ///< for messages
   /// A launch with PDL: called when all that doesn't wait for the kernel before is done.
   std::function<void()> before_completes;
 };
@@ -100,6 +102,8 @@ void wait_cluster();
 
 void launch_dependents();
 void wait_for_before();
+/// Fails in a thread that should have waited for the kernel before, and hasn't.
+void use_activations();
 
 /// A flag in global memory was set; and waiting for some flag to be.
 void flag_written();

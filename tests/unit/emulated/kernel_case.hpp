@@ -169,9 +169,11 @@ struct How {
 inline void check(const Kernel& kernel, unsigned seed, const Problem& problem,
                   const LaunchConfig& l, const How& how, Rng& rng) {
   const KernelConfig& c = kernel.config;
-  SCOPED_TRACE("seed " + std::to_string(seed) + " " + cpu_test::describe(problem) + " " +
-               select::config_id(kernel_id(c).view(), problem.weight.group_size, l) +
-               (how.aligned ? " aligned" : "") + (how.pdl ? " pdl" : ""));
+  const std::string name = "seed " + std::to_string(seed) + " " + cpu_test::describe(problem) +
+                           " " +
+                           select::config_id(kernel_id(c).view(), problem.weight.group_size, l) +
+                           (how.aligned ? " aligned" : "") + (how.pdl ? " pdl" : "");
+  SCOPED_TRACE(name);
   select::DeviceFacts device = select::h100_facts();
   ASSERT_EQ(select::why_unfit(c, problem), nullptr);
   ASSERT_EQ(select::why_unfit(c, l, problem, device, how.aligned), nullptr)
@@ -245,6 +247,7 @@ inline void check(const Kernel& kernel, unsigned seed, const Problem& problem,
   launch.landing =
       pick(rng, 0, 1) == 0 ? emulator::Landing::at_once : emulator::Landing::at_the_wait;
   launch.seed = seed;
+  launch.name = name;
   if (c.arch == 90 && select::is_tiled(c)) {  // which aligns its shared memory by itself
     launch.window = dynamic_smem;
     launch.window_address = 1024 + 16 * static_cast<std::uint32_t>(pick(rng, 0, 63));

@@ -49,7 +49,7 @@ Problem random_problem(Rng& rng, const KernelConfig& c) {
   p.n = pick(rng, 1, 4 * c.tile_n);
   // Up to three times around a ring of two, of each warp's; or warps without a share of K.
   p.k = pick(rng, 0, 2) == 0 ? pick(rng, 1, 1024)
-                             : streaming_warps(c) * pick(rng, 1, 6) * c.tile_k - pick(rng, 0, 300);
+                             : streaming_warps(c) * pick(rng, 1, 6) * c.tile_k - pick(rng, 0, 200);
   return p;
 }
 

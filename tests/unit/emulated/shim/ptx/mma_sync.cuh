@@ -45,6 +45,7 @@ void mma_of_a_warp(void* const (&arguments)[32]) {
 
 template <DataType kAct>
 void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  emulator::use_activations();
   MmaOperands operands{d, a, {b0, b1}};
   emulator::meet_warp(&operands, mma_of_a_warp<kAct>);
 }
