@@ -290,7 +290,8 @@ void end_thread() {
   }
 }
 
-void fiber_main() {
+/// ThreadSanitizer counts calls and returns, and this doesn't return.
+[[gnu::no_sanitize_thread]] void fiber_main() {
   (*entry)();
   end_thread();
   swapcontext(&current->context, &scheduler);
@@ -355,6 +356,15 @@ bool run_warps() {
   return ran;
 }
 
+/// Apart from variables that getcontext, which may return twice, would be said to clobber.
+[[gnu::noinline]] void make_context(ucontext_t& context, char* stack) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, fiber_main, 0);
+}
+
 void start_fiber(Cta& cta, unsigned index) {
   std::unique_ptr<Fiber> f;
   if (idle_fibers.empty()) {
@@ -369,11 +379,7 @@ void start_fiber(Cta& cta, unsigned index) {
   f->wait = {};
   f->open.clear();
   f->groups.clear();
-  getcontext(&f->context);
-  f->context.uc_stack.ss_sp = f->stack.get();
-  f->context.uc_stack.ss_size = kStackBytes;
-  f->context.uc_link = nullptr;
-  makecontext(&f->context, fiber_main, 0);
+  make_context(f->context, f->stack.get());
   cta.fibers.push_back(std::move(f));
 }
 
