@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// CUDA C++ as far as the kernels for SM80 use it, for the host compiler.
+// CUDA C++ as far as the kernels use it, for the host compiler.
 #pragma once
 
 #include <algorithm>
@@ -45,9 +45,8 @@ inline int __clz(int value) { return std::countl_zero(static_cast<unsigned>(valu
 inline float4 __ldcg(const float4* p) { return *p; }
 inline void __syncthreads() { ::mixgemm::emulator::sync_cta(); }
 inline void __syncwarp() { ::mixgemm::emulator::sync_warp(); }
-inline void __nanosleep(unsigned) {
-  ::mixgemm::emulator::fail("waits for a flag that no CTA before it has set");
-}
+/// Between two looks at a flag.
+inline void __nanosleep(unsigned) { ::mixgemm::emulator::wait_for_flag(); }
 
 namespace mixgemm {
 using std::fmaf;

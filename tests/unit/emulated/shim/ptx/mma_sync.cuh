@@ -45,6 +45,7 @@ void mma_of_a_warp(void* const (&arguments)[32]) {
 
 template <DataType kAct>
 void mma_m16n8k16(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  emulator::use_activations();
   MmaOperands operands{d, a, {b0, b1}};
   emulator::meet_warp(&operands, mma_of_a_warp<kAct>);
 }
@@ -61,10 +62,9 @@ inline void ldmatrix_of_a_warp(void* const (&arguments)[32]) {
   for (int matrix = 0; matrix < 4; ++matrix) {
     for (int row = 0; row < 8; ++row) {
       const std::uint32_t address = operands(8 * matrix + row).row;
-      if (address % 16 != 0) emulator::fail("ldmatrix at an address that isn't a multiple of 16");
+      const char* const from = emulator::shared_at(address, 16);
       for (int pair = 0; pair < 4; ++pair) {
-        std::memcpy(&operands(4 * row + pair).v[matrix],
-                    emulator::shared_memory() + address + 4 * pair, 4);
+        std::memcpy(&operands(4 * row + pair).v[matrix], from + 4 * pair, 4);
       }
     }
   }
