@@ -93,13 +93,14 @@ inline std::vector<std::uint16_t> device_zeros(const cpu_test::Weight& w) {
 enum class Scales {
   alike,
   scattered,       ///< up to 2¹⁸ apart in a row
-  of_either_sign,  ///< that, and some negative or zero
+  of_either_sign,  ///< that, some negative or zero, and in bf16 above 2
 };
 
 /// Gives the groups of each row scales that lie far apart.
 inline void scatter_scales(Rng& rng, cpu_test::Weight& w, Scales how) {
+  const bool wide = how == Scales::of_either_sign && w.view.spec.scale_type == kBf16;
   for (std::uint16_t& scale : w.scales) {
-    float factor = std::ldexp(1.0f, static_cast<int>(pick(rng, -12, 6)));
+    float factor = std::ldexp(1.0f, static_cast<int>(pick(rng, -12, wide ? 14 : 6)));
     if (how == Scales::of_either_sign) {
       const std::int64_t which = pick(rng, 0, 5);
       factor *= which == 0 ? 0.0f : which < 3 ? -1.0f : 1.0f;
@@ -171,6 +172,7 @@ struct How {
   Scales scales = Scales::alike;
   bool pdl = false;
   unsigned resident = 1;  ///< clusters at work at once
+  int most_clusters = 7;  ///< that the launch is laid out for
 };
 
 /// One launch of a kernel, checked.
@@ -202,8 +204,8 @@ inline void check(const Kernel& kernel, unsigned seed, const Problem& problem,
   Matrix y(problem.m, problem.n, padded(problem.n));
   const std::vector<std::uint16_t> zeros = device_zeros(one.weight);
 
-  const launch::Geometry g =
-      launch::geometry(c, l, problem.m, problem.n, problem.k, static_cast<int>(pick(rng, 1, 7)));
+  const launch::Geometry g = launch::geometry(c, l, problem.m, problem.n, problem.k,
+                                              static_cast<int>(pick(rng, 1, how.most_clusters)));
   ASSERT_TRUE(g.fits());
   cpu_test::Workspace workspace(static_cast<std::size_t>(g.workspace_bytes));
   Params p = launch::params_template(c, l, problem, g);

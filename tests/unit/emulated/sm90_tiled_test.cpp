@@ -114,7 +114,41 @@ TEST_P(EmulatedTiled, ScalesMayLieFarApart) {
   }
 }
 
+class EmulatedPingpong : public EmulatedTiled {};
+
+/// A warpgroup passes over the other's stages, several times around the ring, and comes back.
+TEST_P(EmulatedPingpong, TurnsGoAroundTheRing) {
+  const KernelConfig& c = GetParam().config;
+  unsigned seed = 300;
+  for (const int stages : {2, 3}) {
+    for (int k_tiles = 3; k_tiles <= 9; k_tiles += kFewer) {
+      Rng rng(++seed);
+      Problem problem = random_family(rng, c);
+      problem.m = 2 * c.tile_m + 1;
+      problem.n = 2 * c.tile_n + 1;
+      problem.k = k_tiles * c.tile_k;
+      LaunchConfig l;
+      l.stages = stages;
+      check(GetParam(), seed, problem, l, {.most_clusters = 2}, rng);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+std::vector<Kernel> kernels_that(bool (*hold)(const KernelConfig&)) {
+  std::vector<Kernel> those;
+  for (const Kernel& kernel : kKernels) {
+    if (hold(kernel.config)) those.push_back(kernel);
+  }
+  return those;
+}
+
 INSTANTIATE_TEST_SUITE_P(Sm90, EmulatedTiled, testing::ValuesIn(kKernels), name_of);
+INSTANTIATE_TEST_SUITE_P(Sm90, EmulatedPingpong,
+                         testing::ValuesIn(kernels_that([](const KernelConfig& c) {
+                           return c.schedule == kPingpong;
+                         })),
+                         name_of);
 
 }  // namespace
 }  // namespace mixgemm
