@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # A complete run on a GPU machine, in about seven minutes on an H100: tests, tuning, the rows that are quoted,
 # other families, chains, sanitizers; then the rows against the bars. Needs nothing but the static programs
-# `mixgemm` and `mixgemm_gpu_tests` of `make bundle` (docs/measurement.md) and this tree.
+# `mixgemm` and `mixgemm_gpu_tests` of the bundle preset (docs/measurement.md) and this tree.
 #   tools/complete_run.sh PROGRAM_DIR OUT_DIR [COMMIT] [CACHE]
 # CACHE is the tuning cache that is extended, tuning/h100.json where not given. SECONDS_LEFT (580): no step
 # begins that would likely end later. OUT_DIR gets summary.json, rows.jsonl, more.jsonl, tuning.json and a
