@@ -6,7 +6,8 @@ the best configuration of each problem in each, and geometric means for each M.
     tools/compare_variants.py before.jsonl after.jsonl [more.jsonl …]
 
 Sweeps are comparable when they ran in turns on one GPU (docs/measurement.md). Rows that failed their check
-are named and left out. Exit status: 0, or 1 if a row failed or a problem is missing from a sweep.
+are named and left out. Exit status: 0; 1 if a row failed or a problem is missing from a sweep; 2 for what
+can't be read.
 """
 
 import argparse
@@ -26,6 +27,8 @@ def read_best(path):
             try:
                 row = json.loads(line)
                 problem = tuple(row[key] for key in ("act", "weight", "group", "zero", "m", "layer"))
+                if row["ok"] and not (row["us"] > 0 and row["ideal_us"] > 0):
+                    raise TypeError("us and ideal_us must be positive")
                 if not row["ok"]:
                     failed.append(row)
                 elif problem not in best or row["us"] < best[problem]["us"]:

@@ -4,13 +4,14 @@
 # other families, chains, sanitizers; then the rows against the bars. Needs nothing but the static programs
 # `mixgemm` and `mixgemm_gpu_tests` of the bundle preset (docs/measurement.md) and this tree.
 #   tools/complete_run.sh PROGRAM_DIR OUT_DIR [COMMIT] [CACHE]
+# COMMIT is what summary.json will say; rows carry the one that the programs were configured at.
 # CACHE is the tuning cache that is extended, tuning/h100.json where not given. SECONDS_LEFT (580): no step
 # begins that would likely end later. OUT_DIR gets summary.json, rows.jsonl, more.jsonl, tuning.json and a
 # log for each step. Exit status: 0 every step passed, 1 one didn't or was left out, 77 no usable device.
 set -uo pipefail
 
 if [ $# -lt 2 ]; then
-  sed -n '3,10s/^# \{0,1\}//p' "$0" >&2
+  sed -n '3,11s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 bin=$1 out=$2 commit=${3:-unknown}

@@ -23,4 +23,5 @@ template <WeightType kWeight>
 struct UnitsOf<true, DataType::bf16, kWeight> {
   using Type = WideUnits<kWeight>;
 };
+
 }  // namespace mixgemm::device

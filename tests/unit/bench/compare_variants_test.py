@@ -48,7 +48,7 @@ class CompareVariants(unittest.TestCase):
         self.assertIn("sweep1 lacks 1 problems", done.stdout)
 
     def test_what_is_no_sweep_is_refused_with_its_line(self):
-        for text in ("{}\n", "not json\n", '["list"]\n'):
+        for text in ("{}\n", "not json\n", '["list"]\n', json.dumps(row("o", 1, 0.0))):
             done = self.run_tool([row("o", 1, 8.0)], text)
             self.assertEqual(done.returncode, 2, text)
             self.assertIn("sweep1.jsonl:1: not a row of bench_variants", done.stderr)
