@@ -107,7 +107,7 @@ constexpr int stage_bytes(const KernelConfig& c) {
   return align_up(x_stage_bytes(c) + w_stage_bytes(c) + scale_stage_bytes(c) + zero_stage_bytes(c),
                   1024);
 }
-inline constexpr int kBarrierBytes = (2 * kMaxStages + 2) * 8;  // full, empty, pingpong turns
+inline constexpr int kBarrierBytes = (2 * kMaxStages + 2) * 8;  // full, empty, turns or exchange
 /// Output staging: each consumer warpgroup's slab, kStageTokens tokens × its rows, 16 bytes of
 /// padding a row so that stmatrix and the 16-byte reads hit each bank once.
 constexpr int staging_pitch_elems(const KernelConfig& c) { return rows_per_warpgroup(c) + 8; }
@@ -121,15 +121,23 @@ constexpr int staging_tokens(const KernelConfig& c) {
 constexpr int staging_bytes(const KernelConfig& c) {
   return c.consumer_warpgroups * staging_tokens(c) * staging_pitch_elems(c) * 2;
 }
-/// fp32 partial tile that cluster_k CTAs exchange; it reuses the ring, which is drained by then.
-constexpr int partial_pitch_elems(const KernelConfig& c) { return c.tile_n + 4; }
-constexpr int partial_bytes(const KernelConfig& c) { return c.tile_m * partial_pitch_elems(c) * 4; }
+/// What a CTA receives where cluster_k CTAs add up a tile: from each of them the fp32 sums of its
+/// share of the tokens, in blocks of 16. It reuses the ring, which is drained by then.
+constexpr int token_blocks(const KernelConfig& c) { return (c.tile_m + 15) / 16; }
+constexpr int exchange_bytes(const KernelConfig& c, int cluster_k) {
+  const int blocks = (token_blocks(c) + cluster_k - 1) / cluster_k;
+  return cluster_k > 1 ? cluster_k * blocks * 16 * c.tile_n * 4 : 0;
+}
+/// The ring's bytes, or the exchange's where those are more.
+constexpr int tiled_ring_bytes(const KernelConfig& c, int stages, int cluster_k) {
+  const int ring = stages * stage_bytes(c);
+  const int exchange = align_up(exchange_bytes(c, cluster_k), 1024);
+  return ring < exchange ? exchange : ring;
+}
 
 /// Dynamic shared memory of a tiled kernel, alignment slack included.
 constexpr int tiled_smem_bytes(const KernelConfig& c, const LaunchConfig& l) {
-  int ring = l.stages * stage_bytes(c);
-  if (l.cluster_k > 1 && ring < partial_bytes(c)) ring = align_up(partial_bytes(c), 1024);
-  return 1024 + ring + staging_bytes(c) + kBarrierBytes;
+  return 1024 + tiled_ring_bytes(c, l.stages, l.cluster_k) + staging_bytes(c) + kBarrierBytes;
 }
 
 /// Shared memory that an architecture gives a CTA, and an SM: for arch 80 the least of its devices.
@@ -394,6 +402,26 @@ constexpr const char* why_illegal(const KernelConfig& c, const LaunchConfig& l, 
   return nullptr;
 }
 
+/// Division by a number that the host knows: a division of the GPU takes 30 instructions, and several
+/// of them would stand before the first copy.
+struct Divisor {
+  std::uint32_t multiplier, shift;
+};
+/// `by` from 1 to 2^31 - 1. With L = ceil(log2 by) and m = ceil(2^(31+L) / by), n / by is
+/// n m / 2^(31+L) rounded down for every n below 2^31: m by - 2^(31+L) < by <= 2^L (T. Granlund and
+/// P. Montgomery, "Division by invariant integers using multiplication", 1994).
+constexpr Divisor divisor(std::int64_t by) {
+  std::uint32_t log = 0;
+  while ((std::int64_t{1} << log) < by) ++log;
+  const std::uint64_t power = std::uint64_t{1} << (31 + log);
+  const auto b = static_cast<std::uint64_t>(by);
+  return {static_cast<std::uint32_t>((power + b - 1) / b), log};
+}
+constexpr int divide(int n, Divisor d) {
+  const std::uint64_t product = std::uint64_t{2 * static_cast<std::uint32_t>(n)} * d.multiplier;
+  return static_cast<int>(static_cast<std::uint32_t>(product >> 32) >> d.shift);
+}
+
 /// A CUtensorMap, without the driver's header.
 struct alignas(64) TensorMap {
   std::uint64_t opaque[16];
@@ -432,20 +460,26 @@ struct Params {
   std::int64_t codes_pitch_bytes;  // from strip to strip
   std::int64_t groups_pitch;       // groups from strip to strip
 
-  int m, n, k;
-  int cluster_tiles_n, cluster_tiles_m;  ///< tiles of cluster_n × cluster_m CTA tiles, rounded up
-  int k_tiles;                           ///< ring stages along K
-  int strips_per_cluster, clusters_with_one_more;  ///< streaming: strips ÷ clusters, and the rest
-  int pairs_per_warp, warps_with_one_more;  ///< pairs of k-blocks ÷ (warps · cluster_k), the rest
-  int stream_tiles;  ///< how many of the cluster tiles are split along K (the last ones)
-  int stream_length,
-      stream_longer;  ///< stream_tiles · k_tiles ÷ clusters in the grid: quotient, rest
-  int raster_m;
-  int cluster_n, cluster_m, cluster_k;
+  // Asked for before the first copy, so close together.
+  int k_tiles;  ///< ring stages along K
   int stages;
   int group_shift;       ///< log2(group size); 30 = per column
   int scale_box_bytes;   ///< bytes of scales that one stage receives
   int scale_box_groups;  ///< groups in it
+  int ring_bytes;        ///< tiled: of all stages, or of a cluster's exchange where that is more
+  int cluster_n, cluster_m, cluster_k;
+  int x_box_tokens, codes_box_strips;    ///< what a CTA loads of a stage's X and codes
+  int cluster_tiles_n, cluster_tiles_m;  ///< tiles of cluster_n × cluster_m CTA tiles, rounded up
+  int stream_tiles;  ///< how many of the cluster tiles are split along K (the last ones)
+  int stream_length,
+      stream_longer;  ///< stream_tiles · k_tiles ÷ clusters in the grid: quotient, rest
+  Divisor by_k_tiles, by_cluster_k;
+  Divisor by_stream_length, by_longer_length;  ///< stream_length, stream_length + 1
+  int raster_m;
+  Divisor by_band, by_band_height, by_last_height;  ///< tiles of a band; its height; of the last
+  int strips_per_cluster, clusters_with_one_more;  ///< streaming: strips ÷ clusters, and the rest
+  int pairs_per_warp, warps_with_one_more;  ///< pairs of k-blocks ÷ (warps · cluster_k), the rest
+  int m, n, k;
 
   float alpha;
   float relu_floor;   ///< 0 for relu, else −infinity: y = max(y, relu_floor)

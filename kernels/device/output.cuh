@@ -7,7 +7,6 @@
 
 #include <cstdint>
 
-#include "device/quad.cuh"
 #include "device/tile_scheduler.cuh"
 #include "device/workspace.cuh"
 #include "kernel_config.hpp"
@@ -18,8 +17,9 @@
 
 namespace mixgemm::device {
 
-/// Named barriers of the tiled kernel; 0 belongs to __syncthreads.
+/// Named barriers of the tiled kernel.
 enum NamedBarrier : int {
+  kSetupBarrier = 0,      ///< the CTA's threads: the ring's barriers are made
   kWarpgroupBarrier = 1,  ///< + warpgroup: the 128 threads of one consumer warpgroup
   kConsumersBarrier = 5,  ///< all consumer warpgroups
 };
@@ -32,7 +32,6 @@ class Output {
   static constexpr int kRowBlocks = kRows / kWarpgroupRows;
   static constexpr int kTileM = kConfig.tile_m;
   static constexpr int kPitch = staging_pitch_elems(kConfig);
-  static constexpr int kPartialPitch = partial_pitch_elems(kConfig);
   static constexpr int kConsumerThreads = kConfig.consumer_warpgroups * kWarpgroupThreads;
   static constexpr int kBlockSums = kTileM / 2;          // of a thread in a row block
   static constexpr int kSums = kRowBlocks * kBlockSums;  // of a thread
@@ -44,12 +43,19 @@ class Output {
                  warpgroup * staging_tokens(kConfig) * kPitch),
         warpgroup_(warpgroup) {}
 
-  /// Epilogue and store of a whole tile, kStageTokens tokens at a time through the staging slab.
-  __device__ __forceinline__ void store(Accumulators& acc, const WorkItem& item) const {
+  /// Tokens of a tile, from `begin` on.
+  struct Tokens {
+    int begin = 0, count = kTileM;
+  };
+
+  /// Epilogue and store of a tile's rows for some of its tokens, whose sums come first in `acc`;
+  /// staging_tokens at a time pass through the staging slab.
+  __device__ __forceinline__ void store(Accumulators& acc, const WorkItem& item,
+                                        const Tokens& tokens) const {
     if constexpr (requires { Epilogue::is_plain(p_); }) {
-      if (Epilogue::is_plain(p_)) return store<true>(acc, item);
+      if (Epilogue::is_plain(p_)) return store<true>(acc, item, tokens);
     }
-    store<false>(acc, item);
+    store<false>(acc, item, tokens);
   }
 
   /// split_k and stream_k: leaves the sums in the workspace for the cluster that finishes the tile.
@@ -90,51 +96,79 @@ class Output {
     }
   }
 
-  /// cluster_k: puts the sums into this CTA's drained ring, as fp32 [token][feature].
-  __device__ __forceinline__ void put_partial(const Accumulators& acc, char* ring) const {
-    ptx::bar_sync(kConsumersBarrier, kConsumerThreads);  // every warpgroup is done reading the ring
-    float* const out = reinterpret_cast<float*>(ring) + in_tile() * kRows;
+  /// cluster_k: this CTA's share of the tile's tokens, in blocks of 16, by rank in k.
+  __device__ __forceinline__ Tokens share_of(int k_rank) const {
+    const int begin = divide(kBlocks * k_rank, p_.by_cluster_k) * 16;
+    const int end = min(divide(kBlocks * (k_rank + 1), p_.by_cluster_k) * 16, kTileM);
+    return {begin, max(end - begin, 0)};
+  }
+
+  /// cluster_k: the bytes that a share receives from the other CTAs.
+  __device__ __forceinline__ int bytes_received(const Tokens& share) const {
+    return (p_.cluster_k - 1) * share.count * kConfig.tile_n * 4;
+  }
+
+  /// cluster_k: writes each CTA's share of the sums where that one finds them, in its drained ring at
+  /// `exchange`: vectors [k rank of the source][vector][thread]. first_rank + x · rank_step is the
+  /// CTA that holds k range x; `received`: its barrier that counts the bytes.
+  __device__ __forceinline__ void give_shares(const Accumulators& acc, std::uint32_t exchange,
+                                              std::uint32_t received, int k_rank, int first_rank,
+                                              int rank_step) const {
+    const std::uint32_t to = exchange_at(exchange, k_rank);
 #pragma unroll
-    for (int r = 0; r < kRowBlocks; ++r) {
+    for (int block = 0; block < kBlocks; ++block) {
+      const int owner = static_cast<int>(unsigned((block + 1) * p_.cluster_k - 1) / kBlocks);
+      const int in_share = block - divide(kBlocks * owner, p_.by_cluster_k);
+      const int rank = first_rank + owner * rank_step;
+      const std::uint32_t there = ptx::mapa(to + in_share * (2 * kRowBlocks * kVectorBytes), rank);
+      const std::uint32_t barrier = ptx::mapa(received, rank);
 #pragma unroll
-      for (int i = 0; i < kTileM / 2; ++i) {
-        const int token = 8 * (i / 4) + 2 * (lane() % 4) + i % 2;
-        out[token * kPartialPitch + row_of(r, i / 2 % 2)] = acc[r][i];
+      for (int v = 0; v < 2 * kRowBlocks; ++v) {
+        const int quad = 2 * block + v % 2;
+        if (quad >= kTileM / 8) continue;
+        const float* const a = acc[v / 2] + 4 * quad;
+        const float4 sums = make_float4(a[0], a[1], a[2], a[3]);
+        if (owner == k_rank) {
+          ptx::st_shared_cluster_f32x4(there + v * kVectorBytes, sums);
+        } else {
+          ptx::st_async_f32x4(there + v * kVectorBytes, sums, barrier);
+        }
       }
     }
   }
 
-  /// cluster_k: this CTA's share of the tokens, summed over the cluster's CTAs in rank order,
-  /// through the epilogue to Y. first_rank + x · rank_step is the CTA that holds k range x.
-  __device__ __forceinline__ void sum_partials_and_store(std::uint32_t ring, const WorkItem& item,
-                                                         int k_rank, int first_rank,
-                                                         int rank_step) const {
-    const int token_begin = kTileM * k_rank / p_.cluster_k;
-    const int token_end = kTileM * (k_rank + 1) / p_.cluster_k;
-    constexpr int kQuads = kConfig.tile_n / 4;
-    const int me = warpgroup_ * kWarpgroupThreads + thread();
-    for (int e = token_begin * kQuads + me; e < token_end * kQuads; e += kConsumerThreads) {
-      const int token = e / kQuads;
-      const int row = e % kQuads * 4;
-      const int m = item.tile_m * kTileM + token;
-      const int n = item.tile_n * kConfig.tile_n + row;
-      if (m >= p_.m || n >= p_.n) continue;
-      float sum[4] = {0.f, 0.f, 0.f, 0.f};
-      for (int x = 0; x < p_.cluster_k; ++x) {
-        const float4 v = ptx::ld_shared_cluster_f32x4(ring + (token * kPartialPitch + row) * 4,
-                                                      first_rank + x * rank_step);
-        sum[0] += v.x;
-        sum[1] += v.y;
-        sum[2] += v.z;
-        sum[3] += v.w;
+  /// cluster_k: the sums of all CTAs, in rank order, for the tokens of this one's share; they come
+  /// first in `acc`.
+  __device__ __forceinline__ void take_share(Accumulators& acc, std::uint32_t exchange,
+                                             const Tokens& share) const {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      if (16 * block >= share.count) break;
+#pragma unroll
+      for (int v = 0; v < 2 * kRowBlocks; ++v) {
+        const int quad = 2 * block + v % 2;
+        if (quad >= kTileM / 8) continue;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) acc[v / 2][4 * quad + i] = 0.f;
       }
-      Quad<kConfig, Epilogue>::finish(p_, sum, n, m);
+#pragma unroll 2
+      for (int x = 0; x < p_.cluster_k; ++x) {
+        const std::uint32_t from =
+            exchange_at(exchange, x) + block * (2 * kRowBlocks * kVectorBytes);
+#pragma unroll
+        for (int v = 0; v < 2 * kRowBlocks; ++v) {
+          const int quad = 2 * block + v % 2;
+          if (quad >= kTileM / 8) continue;
+          add(acc[v / 2] + 4 * quad, ptx::ld_shared_f32x4(from + v * kVectorBytes));
+        }
+      }
     }
   }
 
  private:
   template <bool kPlain>
-  __device__ __forceinline__ void store(Accumulators& acc, const WorkItem& item) const {
+  __device__ __forceinline__ void store(Accumulators& acc, const WorkItem& item,
+                                        const Tokens& tokens) const {
     constexpr int kChunk = staging_tokens(kConfig);
     const int first_n = item.tile_n * kConfig.tile_n + in_tile() * kRows;
     float bias[kRowBlocks][2], scale[kRowBlocks][2];
@@ -149,8 +183,8 @@ class Output {
     }
 #pragma unroll
     for (int chunk = 0; chunk < kTileM; chunk += kChunk) {
-      const int first_m = item.tile_m * kTileM + chunk;
-      if (first_m >= p_.m) return;
+      const int first_m = item.tile_m * kTileM + tokens.begin + chunk;
+      if (chunk >= tokens.count || first_m >= p_.m) return;
       sync();  // the slab is free: everyone has stored the chunk before
       if (!kPlain && p_.residual != nullptr) {
         load_residual(first_n, first_m);
@@ -160,13 +194,22 @@ class Output {
       for (int r = 0; r < kRowBlocks; ++r) {
 #pragma unroll
         for (int j = 0; j < kChunk && chunk + j < kTileM; j += 16) {
+          if (chunk + j >= tokens.count) break;
           finish_block<kPlain>(acc[r], chunk / 8 + j / 8, r, j, first_n, first_m, bias[r],
                                scale[r]);
         }
       }
       sync();
-      store_chunk(first_n, first_m, min(kChunk, kTileM - chunk));
+      store_chunk(first_n, first_m, min(kChunk, tokens.count - chunk));
     }
+  }
+
+  /// cluster_k: where this thread's vectors from k rank x lie, as exchange_bytes() counts them.
+  static constexpr int kBlocks = token_blocks(kConfig);
+  static constexpr int kVectorBytes = kConsumerThreads * 16;
+  __device__ __forceinline__ std::uint32_t exchange_at(std::uint32_t exchange, int x) const {
+    const int blocks = divide(kBlocks + p_.cluster_k - 1, p_.by_cluster_k);  // of the largest share
+    return exchange + x * blocks * (2 * kRowBlocks * kVectorBytes) + threadIdx.x * 16;
   }
 
   __device__ __forceinline__ static int thread() { return threadIdx.x % kWarpgroupThreads; }

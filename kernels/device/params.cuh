@@ -13,14 +13,18 @@ namespace mixgemm::device {
 
 /// Brings what follows the tensor maps in Params into the constant cache. `scratch`: where the sum
 /// of the words read may go, in shared memory; loads that nothing depends on would be optimized
-/// away.
-__device__ __forceinline__ void touch_params(const Params& p, volatile std::uint32_t* scratch) {
-  constexpr unsigned kLineBytes = 64;
-  const auto* const bytes = reinterpret_cast<const char*>(&p);
+/// away. One miss after the other takes its time: where four warps come here, each of them reads
+/// what is its part of `parts`.
+__device__ __forceinline__ void touch_params(const Params& p, volatile std::uint32_t* scratch,
+                                             int part = 0, int parts = 1) {
+  constexpr int kLineBytes = 64;
+  constexpr int kFirst = offsetof(Params, x) / kLineBytes;
+  constexpr int kLines = (sizeof(Params) + kLineBytes - 1) / kLineBytes - kFirst;
+  const auto* const words = reinterpret_cast<const std::uint32_t*>(&p);
   std::uint32_t sum = 0;
 #pragma unroll
-  for (unsigned at = offsetof(Params, x); at < sizeof(Params); at += kLineBytes) {
-    sum += *reinterpret_cast<const std::uint32_t*>(bytes + at);
+  for (int line = 0; line < kLines; ++line) {
+    if (line % parts == part) sum += words[(kFirst + line) * (kLineBytes / 4)];
   }
   *scratch = sum;
 }

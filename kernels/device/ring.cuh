@@ -47,8 +47,15 @@ class Ring {
     return barriers_ + 8 * (2 * kMaxStages + warpgroup);
   }
 
-  __device__ __forceinline__ void init(int producer_arrivals, int consumer_arrivals) const {
-    for (int w = 0; w < 2; ++w) ptx::mbarrier_init(turn_barrier(w), kWarpgroupThreads / kWarpSize);
+  // cluster_k: every CTA has drained its ring; the others' sums are here. One phase each.
+  __device__ __forceinline__ std::uint32_t drained() const { return turn_barrier(0); }
+  __device__ __forceinline__ std::uint32_t received() const { return turn_barrier(1); }
+
+  __device__ __forceinline__ void init(int producer_arrivals, int consumer_arrivals,
+                                       int cluster_k) const {
+    constexpr int kWarps = kWarpgroupThreads / kWarpSize;
+    ptx::mbarrier_init(turn_barrier(0), cluster_k > 1 ? cluster_k : kWarps);
+    ptx::mbarrier_init(turn_barrier(1), cluster_k > 1 ? 1 : kWarps);
     for (int i = 0; i < stages_; ++i) {
       ptx::mbarrier_init(full(i), producer_arrivals);
       ptx::mbarrier_init(empty(i), consumer_arrivals);

@@ -39,42 +39,40 @@ class TileScheduler {
     if (p.stream_tiles > 0) {
       stream_begin_ = range_begin(cluster);
       stream_end_ = range_begin(cluster + 1);
+      next_owned_ = stream_begin_;
+      last_tile_ = divide(stream_end_, p.by_k_tiles);
+      unfinished_ = last_tile_ * p.k_tiles != stream_end_ && stream_end_ > stream_begin_;
     }
-    next_owned_ = stream_begin_;
-    unfinished_ = stream_end_ % p.k_tiles != 0 && stream_end_ > stream_begin_;
   }
 
   /// The next item, or false.
   __device__ __forceinline__ bool next(WorkItem& item) {
-    if (next_whole_ < whole_tiles()) {
-      place(next_whole_, item);
-      next_whole_ += num_clusters_;
-      item.k_begin = 0;
-      item.k_end = p_.k_tiles;
-      item.finishes = true;
-      item.first_contributor = -1;
-      return true;
-    }
-    if (unfinished_) {
-      unfinished_ = false;
-      const int tile = stream_end_ / p_.k_tiles;
-      const int first = tile * p_.k_tiles;
-      place(whole_tiles() + tile, item);
-      item.k_begin = stream_begin_ > first ? stream_begin_ - first : 0;
-      item.k_end = stream_end_ - first;
-      item.finishes = false;
-      item.first_contributor = -1;
-      return true;
-    }
-    const int tile = next_owned_ / p_.k_tiles;
-    const int first = tile * p_.k_tiles;
-    if (p_.stream_tiles == 0 || first + p_.k_tiles > stream_end_) return false;
-    place(whole_tiles() + tile, item);
-    item.k_begin = next_owned_ - first;
+    int tile;
+    item.k_begin = 0;
     item.k_end = p_.k_tiles;
     item.finishes = true;
-    item.first_contributor = item.k_begin > 0 ? owner_of(first) : -1;
-    next_owned_ = first + p_.k_tiles;
+    item.first_contributor = -1;
+    if (next_whole_ < whole_tiles()) {
+      tile = next_whole_;
+      next_whole_ += num_clusters_;
+    } else if (unfinished_) {
+      unfinished_ = false;
+      const int first = last_tile_ * p_.k_tiles;
+      tile = whole_tiles() + last_tile_;
+      item.k_begin = max(stream_begin_ - first, 0);
+      item.k_end = stream_end_ - first;
+      item.finishes = false;
+    } else {
+      if (p_.stream_tiles == 0) return false;
+      const int owned = divide(next_owned_, p_.by_k_tiles);
+      const int first = owned * p_.k_tiles;
+      if (first + p_.k_tiles > stream_end_) return false;
+      tile = whole_tiles() + owned;
+      item.k_begin = next_owned_ - first;
+      if (item.k_begin > 0) item.first_contributor = owner_of(first);
+      next_owned_ = first + p_.k_tiles;
+    }
+    place(tile, item);
     return true;
   }
 
@@ -99,22 +97,20 @@ class TileScheduler {
   /// The cluster whose range holds an iteration.
   __device__ __forceinline__ int owner_of(int iteration) const {
     const int in_longer = p_.stream_longer * (p_.stream_length + 1);
-    if (iteration < in_longer) return iteration / (p_.stream_length + 1);
-    return p_.stream_longer + (iteration - in_longer) / p_.stream_length;
+    if (iteration < in_longer) return divide(iteration, p_.by_longer_length);
+    return p_.stream_longer + divide(iteration - in_longer, p_.by_stream_length);
   }
 
-  /// Raster: cluster tile → this CTA's tile. One band of one token tile, the decode case, goes
-  /// without the divisions: they would stand before the first copy.
+  /// Raster: cluster tile → this CTA's tile.
   __device__ __forceinline__ void place(int tile, WorkItem& item) const {
     int tile_n = tile, tile_m = 0;
     if (p_.cluster_tiles_m > 1) {
-      const int per_band = p_.raster_m * p_.cluster_tiles_n;
-      const int band = tile / per_band;
-      const int in_band = tile - band * per_band;
+      const int band = divide(tile, p_.by_band);
+      const int in_band = tile - band * (p_.raster_m * p_.cluster_tiles_n);
       const int left = p_.cluster_tiles_m - band * p_.raster_m;
-      const int height = left < p_.raster_m ? left : p_.raster_m;
-      tile_n = in_band / height;
-      tile_m = band * p_.raster_m + in_band - tile_n * height;
+      const bool whole = left >= p_.raster_m;
+      tile_n = divide(in_band, whole ? p_.by_band_height : p_.by_last_height);
+      tile_m = band * p_.raster_m + in_band - tile_n * (whole ? p_.raster_m : left);
     }
     item.tile_n = tile_n * p_.cluster_n + n_rank_;
     item.tile_m = tile_m * p_.cluster_m + m_rank_;
@@ -124,7 +120,8 @@ class TileScheduler {
   const int num_clusters_, n_rank_, m_rank_;
   int next_whole_;
   int stream_begin_ = 0, stream_end_ = 0, next_owned_ = 0;
-  bool unfinished_;
+  int last_tile_ = 0;  // of stream_end_
+  bool unfinished_ = false;
 };
 
 }  // namespace mixgemm::device

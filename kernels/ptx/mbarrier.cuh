@@ -57,6 +57,17 @@ __device__ __forceinline__ void mbarrier_arrive_expect_tx(std::uint32_t barrier,
                : "memory");
 }
 
+/// 16 bytes to another CTA of the cluster, both addresses there from mapa(); its barrier counts them
+/// when they have arrived.
+__device__ __forceinline__ void st_async_f32x4(std::uint32_t remote, const float4& v,
+                                               std::uint32_t remote_barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(remote),
+      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(remote_barrier)
+      : "memory");
+}
+
 /// Waits until the phase of the given parity is complete. try_wait suspends the thread for a
 /// hardware-chosen time, so the loop is no busy spin. Default (CTA) scope: the copy engine's writes
 /// are made visible by their completion on the barrier, and a cluster scope acquire would

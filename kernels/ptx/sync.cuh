@@ -54,6 +54,11 @@ __device__ __forceinline__ void bar_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/// The same for a thread that doesn't wait for the others.
+__device__ __forceinline__ void bar_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 __device__ __forceinline__ std::uint32_t cluster_ctarank() {
   std::uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -85,6 +90,11 @@ __device__ __forceinline__ int nclusterid_z() {
 __device__ __forceinline__ void barrier_cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
+/// Publishes nothing but mbarriers for which fence_mbarrier_init() stands before it: the release
+/// above is a device-wide memory barrier.
+__device__ __forceinline__ void barrier_cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void barrier_cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
@@ -95,17 +105,19 @@ __device__ __forceinline__ void fence_proxy_async_shared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-/// 16 bytes from the shared memory of CTA `rank`, at the address they have in this CTA.
-__device__ __forceinline__ float4 ld_shared_cluster_f32x4(std::uint32_t address,
-                                                          std::uint32_t rank) {
+// 16 bytes of shared memory: of this CTA, and of one of the cluster at an address from mapa().
+__device__ __forceinline__ float4 ld_shared_f32x4(std::uint32_t address) {
   float4 v;
-  asm volatile(
-      "{\n .reg .b32 remote;\n mapa.shared::cluster.u32 remote, %4, %5;\n"
-      " ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];\n}"
-      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-      : "r"(address), "r"(rank)
-      : "memory");
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address)
+               : "memory");
   return v;
+}
+__device__ __forceinline__ void st_shared_cluster_f32x4(std::uint32_t remote, const float4& v) {
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(remote), "f"(v.x),
+               "f"(v.y), "f"(v.z), "f"(v.w)
+               : "memory");
 }
 
 /// One float of this CTA's shared memory, or of CTA `rank`'s at the same address.

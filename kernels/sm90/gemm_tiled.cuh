@@ -12,7 +12,8 @@
 //
 //   Yᵀ ─ epilogue ─ stmatrix.trans ─▶ staging (rows of Y) ─ 16-byte stores ─▶ global
 //
-// One producer warpgroup feeds the ring, the others consume it. cooperative: all consumer
+// One producer warpgroup feeds the ring, a thread of it with codes and scales and another one with X;
+// the others consume it. cooperative: all consumer
 // warpgroups share a tile, 64·r rows each. pingpong: they take tiles in turn, so that one's
 // epilogue runs under the other's MMAs. warp_mma: as cooperative, but every warp multiplies its
 // strips by itself with mma.sync, X through ldmatrix: wgmma with A from registers takes about as
@@ -69,6 +70,7 @@ struct TiledKernel {
   static constexpr int kBoxes = kKBlocks / kBoxKBlocks;
   static constexpr int kBoxRowBytes = kBoxKBlocks * kCellBytes;
   static constexpr int kWords = 4 * (kBits / 4);  // of a thread in a k-block of a strip
+  static constexpr int kXCopyThreads = kWarpgroupThreads - kWarpSize;
   // Warps that release a stage: all consumers share it, or one pingpong warpgroup owns it.
   static constexpr int kReleasingWarps = kPingpong ? 4 : 4 * kConsumers;
 
@@ -103,8 +105,8 @@ struct TiledKernel {
     end = item.k_end;
     if (p.cluster_k > 1) {
       const int length = end - begin;
-      end = begin + length * (place.z + 1) / p.cluster_k;
-      begin += length * place.z / p.cluster_k;
+      end = begin + divide(length * (place.z + 1), p.by_cluster_k);
+      begin += divide(length * place.z, p.by_cluster_k);
     }
   }
 
@@ -122,7 +124,7 @@ struct TiledKernel {
       if (p.cluster_m == 1) {
         ptx::cp_async_bulk_tensor_2d(dst, p.codes_map, word, first_strip, full, p.codes_policy);
       } else {  // each CTA of a column loads its share of the strips for all of them
-        const int share = kStrips / p.cluster_m;
+        const int share = p.codes_box_strips;
         const int first_rank = rank() - place.y * p.cluster_n;
         std::uint32_t mask = 0;
         for (int i = 0; i < p.cluster_m; ++i) mask |= 1u << (first_rank + i * p.cluster_n);
@@ -154,7 +156,7 @@ struct TiledKernel {
       if (p.cluster_n == 1) {
         ptx::cp_async_bulk_tensor_2d(dst, p.x_map, k, tile_m * kTileM, full, p.x_policy);
       } else {
-        const int share = kTileM / p.cluster_n;
+        const int share = p.x_box_tokens;
         const std::uint32_t mask = ((1u << p.cluster_n) - 1u) << (rank() - place.x);
         ptx::cp_async_bulk_tensor_2d_multicast(dst + place.x * share * 128, p.x_map, k,
                                                tile_m * kTileM + place.x * share, full,
@@ -163,13 +165,13 @@ struct TiledKernel {
     }
   }
 
-  /// Activations of one stage by the 128 producer threads, for addresses or leading dimensions that
+  /// Activations of one stage by three producer warps, for addresses or leading dimensions that
   /// TMA refuses: 2-byte loads, zero beyond M and K, stored where the 128-byte swizzle puts them.
   __device__ __forceinline__ void copy_x(int stage, int tile_m, int k_tile) const {
     char* const base = smem + stage * kStageBytes;
     const auto* const x = static_cast<const std::uint16_t*>(p.x);
     const int pair = threadIdx.x % 32;  // two neighbouring k of a 64-k row
-    for (int row = threadIdx.x / 32 % 4; row < kTileM * kKBlocks; row += 4) {
+    for (int row = threadIdx.x / 32 % 4 - 1; row < kTileM * kKBlocks; row += kXCopyThreads / 32) {
       const int block = row / kTileM;
       const int token = row % kTileM;
       const int m = tile_m * kTileM + token;
@@ -185,45 +187,86 @@ struct TiledKernel {
     ptx::mbarrier_arrive(ring.full(stage));
   }
 
-  __device__ __forceinline__ void issue_weights(int stage, int tile_n, int k_tile) const {
-    ptx::mbarrier_arrive_expect_tx(
-        ring.full(stage), kWBytes + (p.x_by_tma ? kXBytes : 0) +
-                              p.scale_box_bytes * (kConfig.quant == Quant::group_zero ? 2 : 1));
-    load_weights(stage, tile_n, k_tile);
-  }
-
-  /// Issues every stage of every item, in order. The first item's weights are on their way before
-  /// the kernels before this one are complete; activations wait for them. kByTma: one thread issues
-  /// everything; otherwise all of the warpgroup copies X and its first thread issues the rest.
-  template <bool kByTma>
-  __device__ __forceinline__ void produce() const {
-    const bool issuer = kByTma || threadIdx.x % kWarpgroupThreads == 0;
+  /// Calls load(stage, item, k_tile) for every stage of every item, in order, once it is free.
+  template <class Load>
+  __device__ __forceinline__ void fill_ring(const Load& load) const {
     device::RingCursor cursor(p.stages);
     device::WorkItem item;
-    bool first_item = true;
-    for (device::TileScheduler work = scheduler(); work.next(item); first_item = false) {
+    for (device::TileScheduler work = scheduler(); work.next(item);) {
       int k_begin, k_end;
       k_range(item, k_begin, k_end);
-      int fresh = k_begin;  // from here on, weights are yet to be issued
-      if (first_item) {
-        fresh = min(k_begin + p.stages, k_end);
-        for (int k_tile = k_begin; issuer && k_tile < fresh; ++k_tile) {
-          issue_weights(k_tile - k_begin, item.tile_n, k_tile);
-        }
-        if (p.pdl) ptx::griddepcontrol_wait();
-      }
       for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
-        if (k_tile >= fresh) {
-          ring.wait_empty(cursor);
-          if (issuer) issue_weights(cursor.stage, item.tile_n, k_tile);
-        }
-        if constexpr (kByTma) {
-          load_x(cursor.stage, item.tile_m, k_tile);
-        } else {
-          copy_x(cursor.stage, item.tile_m, k_tile);
-        }
+        ring.wait_empty(cursor);
+        load(cursor.stage, item, k_tile);
       }
     }
+  }
+
+  /// One thread. Weights don't depend on the kernels before this one, so it never waits for those.
+  __device__ __forceinline__ void produce_weights() const {
+    const int bytes = kWBytes + p.scale_box_bytes * (kConfig.quant == Quant::group_zero ? 2 : 1);
+    fill_ring([&](int stage, const device::WorkItem& item, int k_tile) {
+      ptx::mbarrier_arrive_expect_tx(ring.full(stage), bytes);
+      load_weights(stage, item.tile_n, k_tile);
+    });
+  }
+
+  /// kByTma: one thread; otherwise kXCopyThreads.
+  template <bool kByTma>
+  __device__ __forceinline__ void produce_x() const {
+    if (p.pdl) ptx::griddepcontrol_wait();
+    fill_ring([&](int stage, const device::WorkItem& item, int k_tile) {
+      if constexpr (kByTma) {
+        ptx::mbarrier_arrive_expect_tx(ring.full(stage), kXBytes);
+        load_x(stage, item.tile_m, k_tile);
+      } else {
+        copy_x(stage, item.tile_m, k_tile);
+      }
+    });
+  }
+
+  /// The producer warpgroup: its first warp makes the barriers and loads weights, right away if no
+  /// other CTA has to be ready for them; the second loads X, or the other three copy it.
+  __device__ __forceinline__ void produce() const {
+    const int warp = ptx::uniform(threadIdx.x / kWarpSize % 4);
+    const int lane = threadIdx.x % kWarpSize;
+    if (warp == 0) {
+      if (lane == 0) {
+        ring.init(1 + (p.x_by_tma ? 1 : kXCopyThreads), kReleasingWarps * p.cluster_n * p.cluster_m,
+                  p.cluster_k);
+        ptx::fence_mbarrier_init();
+      }
+      __syncwarp();
+      meet<true>();
+      if (lane == 0) produce_weights();
+    } else {
+      meet<false>();
+      if (!p.x_by_tma) {
+        produce_x<false>();
+      } else if (warp == 1 && lane == 0) {
+        produce_x<true>();
+      }
+    }
+    __syncwarp();
+  }
+
+  /// Everybody: barriers are there, in this CTA and, where CTAs multicast into each other's stages,
+  /// in those of the cluster. kMadeThem: this warp made this CTA's and needs to wait for peers only.
+  template <bool kMadeThem>
+  __device__ __forceinline__ void meet() const {
+    if (cluster_size() > 1) ptx::barrier_cluster_arrive_relaxed();
+    if (p.cluster_n * p.cluster_m > 1) {
+      ptx::barrier_cluster_wait();
+    } else if (kMadeThem) {
+      ptx::bar_arrive(device::kSetupBarrier, num_threads(kConfig));
+    } else {
+      ptx::bar_sync(device::kSetupBarrier, num_threads(kConfig));
+    }
+  }
+
+  /// Before a cluster that only splits K exchanges sums, and before its producers leave.
+  __device__ __forceinline__ void meet_late() const {
+    if (cluster_size() > 1 && p.cluster_n * p.cluster_m == 1) ptx::barrier_cluster_wait();
   }
 
   // ---- consumer -------------------------------------------------------------------------------
@@ -463,11 +506,11 @@ struct TiledKernel {
     // Row t's 16-byte chunks lie swizzled by t % 8.
     const std::uint32_t lane_x =
         stages_base + (lane / 16 * 8 + lane % 8) * 128 + ((lane / 8 % 2) ^ (lane % 8)) * 16;
-    const std::uint32_t empty_there = ptx::mapa(ring.empty(0), place.z * sharers + lane % sharers);
+    const std::uint32_t empty_there =
+        ptx::mapa(ring.empty(0), place.z * sharers + min(lane, sharers - 1));
     const bool releases_here = sharers == 1 && lane == 0;
     const bool releases_there = sharers > 1 && lane < sharers;
-    if (p.pdl) ptx::griddepcontrol_wait();
-    Output output(p, smem + ring_bytes(), warpgroup);
+    Output output(p, smem + p.ring_bytes, warpgroup);
     const bool shares_most = (1 << p.group_shift) >= 16 * kMostShare;
     Units units[kRowBlocks];
     device::RingCursor cursor(p.stages);
@@ -487,6 +530,8 @@ struct TiledKernel {
 #pragma unroll
         for (int i = 0; i < kTileM / 2; ++i) acc[r][i] = 0.f;
       }
+      // The first time. From then on it comes back at once.
+      if (p.pdl) ptx::griddepcontrol_wait();
       const auto multiply = [&]<int kShare>() {
         for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
           ring.wait_full(cursor);
@@ -510,31 +555,41 @@ struct TiledKernel {
 #pragma unroll
         for (int r = 0; r < kRowBlocks; ++r) units[r].undo(acc[r]);
       }
+      typename Output::Tokens tokens;
       if (p.cluster_k > 1) {
-        output.put_partial(acc, smem);
-        ptx::barrier_cluster_arrive();
-        ptx::barrier_cluster_wait();
-        output.sum_partials_and_store(stages_base, item, place.z, rank() - place.z * sharers,
-                                      sharers);
+        tokens = output.share_of(place.z);
+        add_up_cluster(output, acc, tokens);
       } else if (!item.finishes) {
         output.leave_partial(acc, slot(), num_clusters * cluster_size());
-      } else {
-        if (item.first_contributor >= 0) {
-          const int first = item.first_contributor;
-          output.take_partials(acc, first * cluster_size() + rank(), cluster_size(),
-                               cluster - first, num_clusters * cluster_size(),
-                               [&](int i) { return work.contributes(first + i); });
-        }
-        output.store(acc, item);
+        continue;
+      } else if (item.first_contributor >= 0) {
+        const int first = item.first_contributor;
+        output.take_partials(acc, first * cluster_size() + rank(), cluster_size(), cluster - first,
+                             num_clusters * cluster_size(),
+                             [&](int i) { return work.contributes(first + i); });
       }
+      output.store(acc, item, tokens);
     }
   }
 
-  /// Bytes of the ring, which the exchange of a cluster that splits K may enlarge.
-  __device__ __forceinline__ int ring_bytes() const {
-    const int ring_size = p.stages * kStageBytes;
-    constexpr int kPartial = align_up(partial_bytes(kConfig), 1024);
-    return p.cluster_k > 1 && ring_size < kPartial ? kPartial : ring_size;
+  /// cluster_k: the sums of all CTAs of the cluster for this one's share of the tokens. A cluster
+  /// has one tile. A CTA's exit needs no barrier: what the others do to it, it has waited for.
+  __device__ __forceinline__ void add_up_cluster(const Output& output, Accumulators& acc,
+                                                 const typename Output::Tokens& share) const {
+    const int sharers = p.cluster_n * p.cluster_m;
+    const int first_rank = rank() - place.z * sharers;
+    const int thread = threadIdx.x;
+    meet_late();
+    ptx::bar_sync(device::kConsumersBarrier, kConsumers * kWarpgroupThreads);
+    if (thread < p.cluster_k) {  // nobody here reads the ring any longer
+      ptx::mbarrier_arrive_cluster_if(true,
+                                      ptx::mapa(ring.drained(), first_rank + thread * sharers));
+    }
+    if (thread == 0) ptx::mbarrier_arrive_expect_tx(ring.received(), output.bytes_received(share));
+    ptx::mbarrier_wait(ring.drained(), 0);
+    output.give_shares(acc, stages_base, ring.received(), place.z, first_rank, sharers);
+    ptx::mbarrier_wait(ring.received(), 0);
+    output.take_share(acc, stages_base, share);
   }
 };
 
@@ -548,58 +603,38 @@ __global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.
   // from it as an integer: that would lose the address space, and loads would be generic.
   char* const smem = dynamic_smem + (-ptx::smem_address(dynamic_smem) & 1023u);
 
-  const int cluster_size = p.cluster_n * p.cluster_m * p.cluster_k;
-  const int sharers = p.cluster_n * p.cluster_m;
-  int ring_bytes = p.stages * Kernel::kStageBytes;
-  constexpr int kPartial = align_up(partial_bytes(kConfig), 1024);
-  if (p.cluster_k > 1 && ring_bytes < kPartial) ring_bytes = kPartial;
-  const device::Ring ring(ptx::smem_address(smem) + ring_bytes + staging_bytes(kConfig), p.stages);
-
-  if (threadIdx.x == 0) {
-    ptx::prefetch_tensormap(p.codes_map);
-    if (p.x_by_tma) ptx::prefetch_tensormap(p.x_map);
-    if constexpr (kConfig.quant != Quant::column) ptx::prefetch_tensormap(p.scales_map);
-    if constexpr (kConfig.quant == Quant::group_zero) ptx::prefetch_tensormap(p.zeros_map);
-    ring.init(p.x_by_tma ? 1 : 1 + kWarpgroupThreads, Kernel::kReleasingWarps * sharers);
-    ptx::fence_mbarrier_init();
-  }
-  if (threadIdx.x == kWarpSize) {  // the slab is used by epilogues only
-    device::touch_params(p, reinterpret_cast<std::uint32_t*>(smem + ring_bytes));
-  }
-  if (cluster_size > 1) {  // peers must not multicast into, or arrive on, barriers not yet there
-    ptx::barrier_cluster_arrive();
-    ptx::barrier_cluster_wait();
-  } else {
-    __syncthreads();
-  }
-  if (p.pdl) ptx::griddepcontrol_launch_dependents();
-
   const Kernel kernel{p,
-                      ring,
+                      device::Ring(ptx::smem_address(smem) + p.ring_bytes + staging_bytes(kConfig),
+                                   p.stages),
                       ptx::smem_address(smem),
                       smem,
                       ptx::cluster_ctaid(),
                       ptx::clusterid_z(),
                       ptx::nclusterid_z()};
-  const int warpgroup = ptx::uniform(threadIdx.x / kWarpgroupThreads);
-  if (warpgroup == Kernel::kConsumers) {
+  const int warp = ptx::uniform(threadIdx.x / kWarpSize);
+  const bool produces = warp >= 4 * Kernel::kConsumers;
+  if (produces) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
-    if (!p.x_by_tma) {
-      kernel.template produce<false>();
-    } else if (threadIdx.x % kWarpgroupThreads == 0) {
-      kernel.template produce<true>();
-    }
-    __syncwarp();
-    if (p.cluster_k > 1) {  // the consumers' barrier counts every thread of the cluster
-      ptx::barrier_cluster_arrive();
-      ptx::barrier_cluster_wait();
-    }
+    kernel.produce();
+    kernel.meet_late();
   } else {
+    if (threadIdx.x == 0) {
+      if (p.x_by_tma) ptx::prefetch_tensormap(p.x_map);
+      ptx::prefetch_tensormap(p.codes_map);
+      if constexpr (kConfig.quant != Quant::column) ptx::prefetch_tensormap(p.scales_map);
+      if constexpr (kConfig.quant == Quant::group_zero) ptx::prefetch_tensormap(p.zeros_map);
+    }
+    // The slab is used by epilogues only.
+    auto* const slab = reinterpret_cast<std::uint32_t*>(smem + p.ring_bytes);
+    if (warp < 4 && threadIdx.x % kWarpSize == 1) device::touch_params(p, slab, warp, 4);
+    kernel.template meet<false>();
+    if (p.pdl) ptx::griddepcontrol_launch_dependents();
     ptx::setmaxnreg_inc<consumer_registers(kConfig)>();
-    kernel.consume(warpgroup);
+    kernel.consume(warp / 4);
   }
-  if (cluster_size > 1) {  // no CTA may leave while peers read its memory or arrive on its barriers
-    ptx::barrier_cluster_arrive();
+  // No CTA may leave while peers multicast into its memory or arrive on its barriers.
+  if (p.cluster_n * p.cluster_m > 1) {
+    ptx::barrier_cluster_arrive_relaxed();
     ptx::barrier_cluster_wait();
   }
 }

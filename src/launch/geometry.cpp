@@ -180,9 +180,22 @@ Params params_template(const KernelConfig& c, const LaunchConfig& l, const Probl
     p.warps_with_one_more = static_cast<int>(pairs % splits);
   }
   p.raster_m = l.raster_m;
+  p.ring_bytes = c.schedule == Schedule::streaming || c.schedule == Schedule::multistage
+                     ? 0
+                     : tiled_ring_bytes(c, l.stages, l.cluster_k);
+  p.by_k_tiles = divisor(p.k_tiles);
+  p.by_cluster_k = divisor(l.cluster_k);
+  p.by_stream_length = divisor(std::max(1, p.stream_length));
+  p.by_longer_length = divisor(p.stream_length + 1);
+  p.by_band = divisor(std::min<std::int64_t>(
+      std::int64_t{l.raster_m} * p.cluster_tiles_n, kMaxIndex));
+  p.by_band_height = divisor(l.raster_m);
+  p.by_last_height = divisor(std::max(1, p.cluster_tiles_m % l.raster_m));
   p.cluster_n = l.cluster_n;
   p.cluster_m = l.cluster_m;
   p.cluster_k = l.cluster_k;
+  p.x_box_tokens = c.tile_m / l.cluster_n;
+  p.codes_box_strips = c.tile_n / layout::kStripRows / l.cluster_m;
   p.stages = l.stages;
   const int group_size = problem.weight.group_size;
   p.group_shift = group_size == 0 ? kPerColumnShift : log2_of(group_size);

@@ -32,6 +32,7 @@ template <int kRegisters>
 void setmaxnreg_inc() {}
 
 inline void bar_sync(int id, int threads) { emulator::sync_threads(id, threads); }
+inline void bar_arrive(int id, int threads) { emulator::arrive_threads(id, threads); }
 
 inline int3 cluster_ctaid() {
   const emulator::Index id = emulator::cta_in_cluster();
@@ -45,6 +46,7 @@ inline int clusterid_z() { return static_cast<int>(blockIdx.z / emulator::cluste
 inline int nclusterid_z() { return static_cast<int>(gridDim.z / emulator::cluster_shape().z); }
 
 inline void barrier_cluster_arrive() { emulator::arrive_cluster(); }
+inline void barrier_cluster_arrive_relaxed() { emulator::arrive_cluster(); }
 inline void barrier_cluster_wait() { emulator::wait_cluster(); }
 inline void fence_proxy_async_shared() {}
 
@@ -60,8 +62,11 @@ inline float ld_shared_f32(std::uint32_t address) {
 inline float ld_shared_cluster_f32(std::uint32_t address, std::uint32_t rank) {
   return load_shared<float>(emulator::shared_at(address, 4, rank));
 }
-inline float4 ld_shared_cluster_f32x4(std::uint32_t address, std::uint32_t rank) {
-  return load_shared<float4>(emulator::shared_at(address, 16, rank));
+inline float4 ld_shared_f32x4(std::uint32_t address) {
+  return load_shared<float4>(emulator::shared_at(address, 16));
+}
+inline void st_shared_cluster_f32x4(std::uint32_t remote, const float4& v) {
+  std::memcpy(emulator::mapped_at(remote, 16), &v, 16);
 }
 
 inline void st_release_gpu(std::uint64_t* flag, std::uint64_t value) {
