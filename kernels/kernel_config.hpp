@@ -121,12 +121,14 @@ constexpr int staging_tokens(const KernelConfig& c) {
 constexpr int staging_bytes(const KernelConfig& c) {
   return c.consumer_warpgroups * staging_tokens(c) * staging_pitch_elems(c) * 2;
 }
-/// What a CTA receives where cluster_k CTAs add up a tile: from each of them the fp32 sums of its
-/// share of the tokens, in blocks of 16. It reuses the ring, which is drained by then.
+/// What a CTA holds where cluster_k CTAs add up a tile: fp32 sums of its own k range, and of each
+/// other CTA's for its share of the tokens, in blocks of 16. It takes the place of the ring, which is
+/// drained by then.
 constexpr int token_blocks(const KernelConfig& c) { return (c.tile_m + 15) / 16; }
 constexpr int exchange_bytes(const KernelConfig& c, int cluster_k) {
-  const int blocks = (token_blocks(c) + cluster_k - 1) / cluster_k;
-  return cluster_k > 1 ? cluster_k * blocks * 16 * c.tile_n * 4 : 0;
+  const int share = (token_blocks(c) + cluster_k - 1) / cluster_k;
+  const int blocks = token_blocks(c) + (cluster_k - 1) * share;
+  return cluster_k > 1 ? blocks * 16 * c.tile_n * 4 : 0;
 }
 /// The ring's bytes, or the exchange's where those are more.
 constexpr int tiled_ring_bytes(const KernelConfig& c, int stages, int cluster_k) {

@@ -105,63 +105,45 @@ class Output {
 
   /// cluster_k: the bytes that a share receives from the other CTAs.
   __device__ __forceinline__ int bytes_received(const Tokens& share) const {
-    return (p_.cluster_k - 1) * share.count * kConfig.tile_n * 4;
+    return (p_.cluster_k - 1) * bytes_of(share);
   }
 
-  /// cluster_k: writes each CTA's share of the sums where that one finds them, in its drained ring at
-  /// `exchange`: vectors [k rank of the source][vector][thread]. first_rank + x · rank_step is the
-  /// CTA that holds k range x; `received`: its barrier that counts the bytes.
-  __device__ __forceinline__ void give_shares(const Accumulators& acc, std::uint32_t exchange,
-                                              std::uint32_t received, int k_rank, int first_rank,
-                                              int rank_step) const {
-    const std::uint32_t to = exchange_at(exchange, k_rank);
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      const int owner = static_cast<int>(unsigned((block + 1) * p_.cluster_k - 1) / kBlocks);
-      const int in_share = block - divide(kBlocks * owner, p_.by_cluster_k);
-      const int rank = first_rank + owner * rank_step;
-      const std::uint32_t there = ptx::mapa(to + in_share * (2 * kRowBlocks * kVectorBytes), rank);
-      const std::uint32_t barrier = ptx::mapa(received, rank);
-#pragma unroll
-      for (int v = 0; v < 2 * kRowBlocks; ++v) {
-        const int quad = 2 * block + v % 2;
-        if (quad >= kTileM / 8) continue;
-        const float* const a = acc[v / 2] + 4 * quad;
-        const float4 sums = make_float4(a[0], a[1], a[2], a[3]);
-        if (owner == k_rank) {
-          ptx::st_shared_cluster_f32x4(there + v * kVectorBytes, sums);
-        } else {
-          ptx::st_async_f32x4(there + v * kVectorBytes, sums, barrier);
-        }
-      }
-    }
+  /// cluster_k: the sums of the whole tile into this CTA's drained ring, at `exchange`: vectors
+  /// [block of tokens][vector][thread], so that a share lies in one piece.
+  __device__ __forceinline__ void put_shares(const Accumulators& acc,
+                                             std::uint32_t exchange) const {
+    for_each_vector(kTileM, [&](int r, int i, int vector) {
+      ptx::st_shared_f32x4(mine(exchange) + vector * kVectorBytes,
+                           make_float4(acc[r][i], acc[r][i + 1], acc[r][i + 2], acc[r][i + 3]));
+    });
+  }
+
+  /// cluster_k, one thread: the share of the CTA with k rank `to` and cluster rank `rank` on its
+  /// way there; `received`: that CTA's barrier that counts the bytes.
+  __device__ __forceinline__ void give_share(std::uint32_t exchange, std::uint32_t received,
+                                             int k_rank, int to, int rank) const {
+    const Tokens share = share_of(to);
+    if (share.count == 0) return;
+    ptx::cp_async_bulk_to_cluster(ptx::mapa(received_at(exchange, k_rank, to), rank),
+                                  exchange + share.begin / 16 * kBlockBytes, bytes_of(share),
+                                  ptx::mapa(received, rank));
   }
 
   /// cluster_k: the sums of all CTAs, in rank order, for the tokens of this one's share; they come
   /// first in `acc`.
   __device__ __forceinline__ void take_share(Accumulators& acc, std::uint32_t exchange,
-                                             const Tokens& share) const {
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      if (16 * block >= share.count) break;
-#pragma unroll
-      for (int v = 0; v < 2 * kRowBlocks; ++v) {
-        const int quad = 2 * block + v % 2;
-        if (quad >= kTileM / 8) continue;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) acc[v / 2][4 * quad + i] = 0.f;
-      }
-#pragma unroll 2
-      for (int x = 0; x < p_.cluster_k; ++x) {
-        const std::uint32_t from =
-            exchange_at(exchange, x) + block * (2 * kRowBlocks * kVectorBytes);
-#pragma unroll
-        for (int v = 0; v < 2 * kRowBlocks; ++v) {
-          const int quad = 2 * block + v % 2;
-          if (quad >= kTileM / 8) continue;
-          add(acc[v / 2] + 4 * quad, ptx::ld_shared_f32x4(from + v * kVectorBytes));
+                                             const Tokens& share, int k_rank) const {
+    for (int x = 0; x < p_.cluster_k; ++x) {
+      const std::uint32_t from = mine(x == k_rank ? exchange + share.begin / 16 * kBlockBytes
+                                                  : received_at(exchange, x, k_rank));
+      for_each_vector(share.count, [&](int r, int i, int vector) {
+        const float4 v = ptx::ld_shared_f32x4(from + vector * kVectorBytes);
+        if (x == 0) {
+          acc[r][i] = v.x, acc[r][i + 1] = v.y, acc[r][i + 2] = v.z, acc[r][i + 3] = v.w;
+        } else {
+          add(acc[r] + i, v);
         }
-      }
+      });
     }
   }
 
@@ -204,12 +186,40 @@ class Output {
     }
   }
 
-  /// cluster_k: where this thread's vectors from k rank x lie, as exchange_bytes() counts them.
-  static constexpr int kBlocks = token_blocks(kConfig);
+  // cluster_k: what a CTA keeps where its ring was: the sums of its own k range, and behind them its
+  // share of each other CTA's. exchange_bytes() counts both.
   static constexpr int kVectorBytes = kConsumerThreads * 16;
-  __device__ __forceinline__ std::uint32_t exchange_at(std::uint32_t exchange, int x) const {
+  static constexpr int kBlockBytes = 16 * kConfig.tile_n * 4;
+  static constexpr int kBlocks = token_blocks(kConfig);
+  static __device__ __forceinline__ int bytes_of(const Tokens& share) {
+    return share.count * kConfig.tile_n * 4;
+  }
+  /// Where the CTA with k rank `to` has what comes from k rank `from`.
+  __device__ __forceinline__ std::uint32_t received_at(std::uint32_t exchange, int from,
+                                                       int to) const {
     const int blocks = divide(kBlocks + p_.cluster_k - 1, p_.by_cluster_k);  // of the largest share
-    return exchange + x * blocks * (2 * kRowBlocks * kVectorBytes) + threadIdx.x * 16;
+    return exchange + (kBlocks + (from < to ? from : from - 1) * blocks) * kBlockBytes;
+  }
+  /// This thread's first vector.
+  static __device__ __forceinline__ std::uint32_t mine(std::uint32_t at) {
+    return at + threadIdx.x * 16;
+  }
+  /// body(row block, first sum, vector) for the first `tokens` tokens of a thread's sums, four at a
+  /// time, in the order of the exchange.
+  template <class Body>
+  static __device__ __forceinline__ void for_each_vector(int tokens, const Body& body) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      if (16 * block >= tokens) break;
+      const int halves = min(2, kTileM / 8 - 2 * block);
+#pragma unroll
+      for (int r = 0; r < kRowBlocks; ++r) {
+#pragma unroll
+        for (int half = 0; half < halves; ++half) {
+          body(r, 4 * (2 * block + half), block * 2 * kRowBlocks + r * halves + half);
+        }
+      }
+    }
   }
 
   __device__ __forceinline__ static int thread() { return threadIdx.x % kWarpgroupThreads; }

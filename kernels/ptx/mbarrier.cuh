@@ -57,14 +57,16 @@ __device__ __forceinline__ void mbarrier_arrive_expect_tx(std::uint32_t barrier,
                : "memory");
 }
 
-/// 16 bytes to another CTA of the cluster, both addresses there from mapa(); its barrier counts them
-/// when they have arrived.
-__device__ __forceinline__ void st_async_f32x4(std::uint32_t remote, const float4& v,
-                                               std::uint32_t remote_barrier) {
+/// A multiple of 16 bytes to another CTA of the cluster, both addresses there from mapa(); its
+/// barrier counts them when they have arrived. Ordinary writes to what is copied need
+/// fence_proxy_async_shared() before it.
+__device__ __forceinline__ void cp_async_bulk_to_cluster(std::uint32_t remote, std::uint32_t from,
+                                                         std::uint32_t bytes,
+                                                         std::uint32_t remote_barrier) {
   asm volatile(
-      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
-      "[%5];" ::"r"(remote),
-      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(remote_barrier)
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+      "[%3];" ::"r"(remote),
+      "r"(from), "r"(bytes), "r"(remote_barrier)
       : "memory");
 }
 

@@ -16,6 +16,16 @@ __device__ __forceinline__ std::uint32_t kept(std::uint32_t value) {
   return __shfl_sync(0xffffffffu, value, threadIdx.x);
 }
 
+/// True in one lane of the warp, which is all here. The compiler knows that one lane does what
+/// depends on it, and takes a copy's operands from uniform registers without further ado.
+__device__ __forceinline__ bool elect_one() {
+  std::uint32_t elected;
+  asm volatile(
+      "{\n .reg .pred one;\n elect.sync _|one, 0xffffffff;\n selp.u32 %0, 1, 0, one;\n}"
+      : "=r"(elected));
+  return elected != 0;
+}
+
 /// threadIdx.x, read here: what a seldom taken path computes from it isn't kept in registers on the
 /// way there.
 __device__ __forceinline__ int thread_here() {
@@ -52,11 +62,6 @@ __device__ __forceinline__ void setmaxnreg_inc() {
 /// Barrier `id` over `threads` threads, which all come here.
 __device__ __forceinline__ void bar_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-/// The same for a thread that doesn't wait for the others.
-__device__ __forceinline__ void bar_arrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 __device__ __forceinline__ std::uint32_t cluster_ctarank() {
@@ -105,7 +110,7 @@ __device__ __forceinline__ void fence_proxy_async_shared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// 16 bytes of shared memory: of this CTA, and of one of the cluster at an address from mapa().
+// 16 bytes of this CTA's shared memory.
 __device__ __forceinline__ float4 ld_shared_f32x4(std::uint32_t address) {
   float4 v;
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -114,9 +119,10 @@ __device__ __forceinline__ float4 ld_shared_f32x4(std::uint32_t address) {
                : "memory");
   return v;
 }
-__device__ __forceinline__ void st_shared_cluster_f32x4(std::uint32_t remote, const float4& v) {
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(remote), "f"(v.x),
-               "f"(v.y), "f"(v.z), "f"(v.w)
+
+__device__ __forceinline__ void st_shared_f32x4(std::uint32_t address, const float4& v) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v.x), "f"(v.y),
+               "f"(v.z), "f"(v.w)
                : "memory");
 }
 

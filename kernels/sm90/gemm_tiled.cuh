@@ -12,8 +12,8 @@
 //
 //   Yᵀ ─ epilogue ─ stmatrix.trans ─▶ staging (rows of Y) ─ 16-byte stores ─▶ global
 //
-// One producer warpgroup feeds the ring, a thread of it with codes and scales and another one with X;
-// the others consume it. cooperative: all consumer
+// One producer warpgroup feeds the ring, a warp of it with codes and scales and another one with X; the
+// others consume it. cooperative: all consumer
 // warpgroups share a tile, 64·r rows each. pingpong: they take tiles in turn, so that one's
 // epilogue runs under the other's MMAs. warp_mma: as cooperative, but every warp multiplies its
 // strips by itself with mma.sync, X through ldmatrix: wgmma with A from registers takes about as
@@ -187,14 +187,19 @@ struct TiledKernel {
     ptx::mbarrier_arrive(ring.full(stage));
   }
 
-  /// Calls load(stage, item, k_tile) for every stage of every item, in order, once it is free.
-  template <class Load>
-  __device__ __forceinline__ void fill_ring(const Load& load) const {
+  /// Calls load(stage, item, k_tile) for every stage of every item, in order, once it is free;
+  /// ready() before the first, when it is known which one that is.
+  template <class Ready, class Load>
+  __device__ __forceinline__ void fill_ring(const Ready& ready, const Load& load) const {
     device::RingCursor cursor(p.stages);
     device::WorkItem item;
-    for (device::TileScheduler work = scheduler(); work.next(item);) {
-      int k_begin, k_end;
-      k_range(item, k_begin, k_end);
+    device::TileScheduler work = scheduler();
+    for (bool first = true;; first = false) {
+      const bool more = work.next(item);
+      int k_begin = 0, k_end = 0;
+      if (more) k_range(item, k_begin, k_end);
+      if (first) ready();
+      if (!more) return;
       for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
         ring.wait_empty(cursor);
         load(cursor.stage, item, k_tile);
@@ -202,63 +207,62 @@ struct TiledKernel {
     }
   }
 
-  /// One thread. Weights don't depend on the kernels before this one, so it never waits for those.
+  /// A warp. Weights don't depend on the kernels before this one, so it never waits for those.
   __device__ __forceinline__ void produce_weights() const {
     const int bytes = kWBytes + p.scale_box_bytes * (kConfig.quant == Quant::group_zero ? 2 : 1);
-    fill_ring([&](int stage, const device::WorkItem& item, int k_tile) {
-      ptx::mbarrier_arrive_expect_tx(ring.full(stage), bytes);
-      load_weights(stage, item.tile_n, k_tile);
-    });
+    fill_ring([&] { meet(); },
+              [&](int stage, const device::WorkItem& item, int k_tile) {
+                if (!ptx::elect_one()) return;
+                ptx::mbarrier_arrive_expect_tx(ring.full(stage), bytes);
+                load_weights(stage, item.tile_n, k_tile);
+              });
   }
 
-  /// kByTma: one thread; otherwise kXCopyThreads.
+  /// kByTma: a warp; otherwise kXCopyThreads.
   template <bool kByTma>
   __device__ __forceinline__ void produce_x() const {
-    if (p.pdl) ptx::griddepcontrol_wait();
-    fill_ring([&](int stage, const device::WorkItem& item, int k_tile) {
-      if constexpr (kByTma) {
+    const auto ready = [&] {
+      meet();
+      if (p.pdl) ptx::griddepcontrol_wait();
+    };
+    fill_ring(ready, [&](int stage, const device::WorkItem& item, int k_tile) {
+      if constexpr (!kByTma) {
+        copy_x(stage, item.tile_m, k_tile);
+      } else if (ptx::elect_one()) {
         ptx::mbarrier_arrive_expect_tx(ring.full(stage), kXBytes);
         load_x(stage, item.tile_m, k_tile);
-      } else {
-        copy_x(stage, item.tile_m, k_tile);
       }
     });
   }
 
-  /// The producer warpgroup: its first warp makes the barriers and loads weights, right away if no
-  /// other CTA has to be ready for them; the second loads X, or the other three copy it.
+  /// The producer warpgroup: its first warp loads weights, the second X, or all others copy X. The
+  /// third one makes the barriers, meanwhile the first two find out what to load.
   __device__ __forceinline__ void produce() const {
     const int warp = ptx::uniform(threadIdx.x / kWarpSize % 4);
-    const int lane = threadIdx.x % kWarpSize;
+    if (warp == 2 && ptx::elect_one()) {
+      ring.init(1 + (p.x_by_tma ? 1 : kXCopyThreads), kReleasingWarps * p.cluster_n * p.cluster_m,
+                p.cluster_k);
+      ptx::fence_mbarrier_init();
+    }
+    __syncwarp();
     if (warp == 0) {
-      if (lane == 0) {
-        ring.init(1 + (p.x_by_tma ? 1 : kXCopyThreads), kReleasingWarps * p.cluster_n * p.cluster_m,
-                  p.cluster_k);
-        ptx::fence_mbarrier_init();
-      }
-      __syncwarp();
-      meet<true>();
-      if (lane == 0) produce_weights();
+      produce_weights();
+    } else if (!p.x_by_tma) {
+      produce_x<false>();
+    } else if (warp == 1) {
+      produce_x<true>();
     } else {
-      meet<false>();
-      if (!p.x_by_tma) {
-        produce_x<false>();
-      } else if (warp == 1 && lane == 0) {
-        produce_x<true>();
-      }
+      meet();
     }
     __syncwarp();
   }
 
   /// Everybody: barriers are there, in this CTA and, where CTAs multicast into each other's stages,
-  /// in those of the cluster. kMadeThem: this warp made this CTA's and needs to wait for peers only.
-  template <bool kMadeThem>
+  /// in those of the cluster.
   __device__ __forceinline__ void meet() const {
     if (cluster_size() > 1) ptx::barrier_cluster_arrive_relaxed();
     if (p.cluster_n * p.cluster_m > 1) {
       ptx::barrier_cluster_wait();
-    } else if (kMadeThem) {
-      ptx::bar_arrive(device::kSetupBarrier, num_threads(kConfig));
     } else {
       ptx::bar_sync(device::kSetupBarrier, num_threads(kConfig));
     }
@@ -579,17 +583,30 @@ struct TiledKernel {
     const int sharers = p.cluster_n * p.cluster_m;
     const int first_rank = rank() - place.z * sharers;
     const int thread = threadIdx.x;
+    const auto consumers_meet = [] {
+      ptx::bar_sync(device::kConsumersBarrier, kConsumers * kWarpgroupThreads);
+    };
     meet_late();
-    ptx::bar_sync(device::kConsumersBarrier, kConsumers * kWarpgroupThreads);
-    if (thread < p.cluster_k) {  // nobody here reads the ring any longer
+    consumers_meet();  // nobody here reads the ring any longer
+    if (thread < p.cluster_k) {
       ptx::mbarrier_arrive_cluster_if(true,
                                       ptx::mapa(ring.drained(), first_rank + thread * sharers));
     }
-    if (thread == 0) ptx::mbarrier_arrive_expect_tx(ring.received(), output.bytes_received(share));
-    ptx::mbarrier_wait(ring.drained(), 0);
-    output.give_shares(acc, stages_base, ring.received(), place.z, first_rank, sharers);
+    output.put_shares(acc, stages_base);
+    ptx::fence_proxy_async_shared();
+    consumers_meet();
+    if (thread < kWarpSize) {
+      if (thread == 0) {
+        ptx::mbarrier_arrive_expect_tx(ring.received(), output.bytes_received(share));
+      }
+      ptx::mbarrier_wait(ring.drained(), 0);
+      if (thread < p.cluster_k && thread != place.z) {
+        output.give_share(stages_base, ring.received(), place.z, thread,
+                          first_rank + thread * sharers);
+      }
+    }
     ptx::mbarrier_wait(ring.received(), 0);
-    output.take_share(acc, stages_base, share);
+    output.take_share(acc, stages_base, share, place.z);
   }
 };
 
@@ -627,7 +644,7 @@ __global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.
     // The slab is used by epilogues only.
     auto* const slab = reinterpret_cast<std::uint32_t*>(smem + p.ring_bytes);
     if (warp < 4 && threadIdx.x % kWarpSize == 1) device::touch_params(p, slab, warp, 4);
-    kernel.template meet<false>();
+    kernel.meet();
     if (p.pdl) ptx::griddepcontrol_launch_dependents();
     ptx::setmaxnreg_inc<consumer_registers(kConfig)>();
     kernel.consume(warp / 4);

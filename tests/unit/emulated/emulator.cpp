@@ -529,30 +529,19 @@ void check_readable(const void* from, std::size_t bytes) {
   }
 }
 
-namespace {
-
-/// Was this the last one to come?
-bool arrive_at(Meeting& meeting, int threads) {
+void sync_threads(int id, int threads) {
+  Meeting& meeting = here->named.at(static_cast<std::size_t>(id));
   const auto expected = static_cast<unsigned>(threads);
   if (meeting.arrived > 0 && meeting.expected != expected) {
     fail("threads disagree on how many meet at a barrier");
   }
   meeting.expected = expected;
-  if (++meeting.arrived < expected) return false;
-  meeting.arrived = 0;
-  ++meeting.round;
-  return true;
-}
-
-}  // namespace
-
-void sync_threads(int id, int threads) {
-  Meeting& meeting = here->named.at(static_cast<std::size_t>(id));
-  if (!arrive_at(meeting, threads)) wait_for(Wait::named, meeting, id);
-}
-
-void arrive_threads(int id, int threads) {
-  arrive_at(here->named.at(static_cast<std::size_t>(id)), threads);
+  if (++meeting.arrived == expected) {
+    meeting.arrived = 0;
+    ++meeting.round;
+    return;
+  }
+  wait_for(Wait::named, meeting, id);
 }
 
 void sync_cta() { sync_threads(0, static_cast<int>(launch->threads)); }
@@ -689,21 +678,20 @@ Mapped unmapped(std::uint32_t mapped) {
 
 }  // namespace
 
-char* mapped_at(std::uint32_t mapped, std::size_t bytes) {
-  const Mapped at = unmapped(mapped);
-  return shared_at(at.address, bytes, at.rank);
-}
-
 void arrive_remote(std::uint32_t mapped) {
   const Mapped at = unmapped(mapped);
   arrive_at(barrier_at(peer(at.rank), at.address));
 }
 
-void store_async(std::uint32_t mapped, std::vector<char> bytes, std::uint32_t mapped_barrier) {
+void copy_to_cluster(std::uint32_t mapped, std::uint32_t from, std::size_t bytes,
+                     std::uint32_t mapped_barrier) {
   const Mapped at = unmapped(mapped), barrier = unmapped(mapped_barrier);
   if (at.rank != barrier.rank) fail("bytes to one CTA, counted by another");
-  if (at.address % bytes.size() != 0) fail("bytes to an address that isn't a multiple of their size");
-  copy_bulk(at.address, std::move(bytes), barrier.address, 1u << at.rank);
+  if (at.address % 16 != 0 || from % 16 != 0 || bytes % 16 != 0 || bytes == 0) {
+    fail("a bulk copy of what isn't a multiple of 16 bytes");
+  }
+  const char* const source = shared_of(*here, from, bytes);
+  copy_bulk(at.address, std::vector<char>(source, source + bytes), barrier.address, 1u << at.rank);
 }
 
 Index cta_in_cluster() { return here->in_cluster; }

@@ -68,8 +68,6 @@ void sync_cta();
 void sync_warp();
 /// Named barrier of the CTA.
 void sync_threads(int id, int threads);
-/// The same without waiting for the others.
-void arrive_threads(int id, int threads);
 /// Meets the other 31 lanes; the last one calls `act` with all lanes' arguments.
 void meet_warp(void* argument, void (*act)(void* const (&arguments)[32]));
 [[noreturn]] void fail(const char* what);
@@ -93,12 +91,12 @@ void copy_bulk(std::uint32_t dst, std::vector<char> bytes, std::uint32_t barrier
 void init_barrier(std::uint32_t barrier, std::uint32_t arrivals);
 void arrive(std::uint32_t barrier, std::uint32_t announced_bytes);
 void wait_parity(std::uint32_t barrier, std::uint32_t parity);
-/// What lies at an address in CTA `rank`: its mapped address, memory there, a barrier there.
+/// An address in CTA `rank`; a barrier there; bytes of this CTA to another, where they complete on a
+/// barrier.
 std::uint32_t map_rank(std::uint32_t address, std::uint32_t rank);
-char* mapped_at(std::uint32_t mapped, std::size_t bytes);
 void arrive_remote(std::uint32_t mapped);
-/// Bytes to another CTA, that complete on a barrier there.
-void store_async(std::uint32_t mapped, std::vector<char> bytes, std::uint32_t mapped_barrier);
+void copy_to_cluster(std::uint32_t mapped, std::uint32_t from, std::size_t bytes,
+                     std::uint32_t mapped_barrier);
 
 Index cta_in_cluster();
 Index cluster_shape();

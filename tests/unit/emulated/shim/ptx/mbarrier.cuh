@@ -25,9 +25,9 @@ inline void mbarrier_arrive_cluster_if(bool arrive, std::uint32_t remote) {
 inline std::uint32_t mapa(std::uint32_t address, std::uint32_t rank) {
   return emulator::map_rank(address, rank);
 }
-inline void st_async_f32x4(std::uint32_t remote, const float4& v, std::uint32_t remote_barrier) {
-  const char* const bytes = reinterpret_cast<const char*>(&v);
-  emulator::store_async(remote, std::vector<char>(bytes, bytes + sizeof(v)), remote_barrier);
+inline void cp_async_bulk_to_cluster(std::uint32_t remote, std::uint32_t from, std::uint32_t bytes,
+                                     std::uint32_t remote_barrier) {
+  emulator::copy_to_cluster(remote, from, bytes, remote_barrier);
 }
 inline void mbarrier_arrive_expect_tx(std::uint32_t barrier, std::uint32_t bytes) {
   emulator::arrive(barrier, bytes);

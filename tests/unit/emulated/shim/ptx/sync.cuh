@@ -20,6 +20,10 @@ inline int uniform(int value) {
   emulator::meet_warp(&value, uniform_of_a_warp);
   return value;
 }
+inline bool elect_one() {
+  emulator::sync_warp();
+  return threadIdx.x % 32 == 0;
+}
 inline std::uint32_t kept(std::uint32_t value) { return value; }
 inline int thread_here() { return static_cast<int>(threadIdx.x); }
 
@@ -32,7 +36,6 @@ template <int kRegisters>
 void setmaxnreg_inc() {}
 
 inline void bar_sync(int id, int threads) { emulator::sync_threads(id, threads); }
-inline void bar_arrive(int id, int threads) { emulator::arrive_threads(id, threads); }
 
 inline int3 cluster_ctaid() {
   const emulator::Index id = emulator::cta_in_cluster();
@@ -65,8 +68,8 @@ inline float ld_shared_cluster_f32(std::uint32_t address, std::uint32_t rank) {
 inline float4 ld_shared_f32x4(std::uint32_t address) {
   return load_shared<float4>(emulator::shared_at(address, 16));
 }
-inline void st_shared_cluster_f32x4(std::uint32_t remote, const float4& v) {
-  std::memcpy(emulator::mapped_at(remote, 16), &v, 16);
+inline void st_shared_f32x4(std::uint32_t address, const float4& v) {
+  std::memcpy(emulator::shared_at(address, 16), &v, 16);
 }
 
 inline void st_release_gpu(std::uint64_t* flag, std::uint64_t value) {
