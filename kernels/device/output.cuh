@@ -112,10 +112,13 @@ class Output {
   /// [block of tokens][vector][thread], so that a share lies in one piece.
   __device__ __forceinline__ void put_shares(const Accumulators& acc,
                                              std::uint32_t exchange) const {
-    for_each_vector(kTileM, [&](int r, int i, int vector) {
-      ptx::st_shared_f32x4(mine(exchange) + vector * kVectorBytes,
-                           make_float4(acc[r][i], acc[r][i + 1], acc[r][i + 2], acc[r][i + 3]));
-    });
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      for_each_vector(block, [&](int r, int i, int vector) {
+        ptx::st_shared_f32x4(mine(exchange) + vector * kVectorBytes,
+                             make_float4(acc[r][i], acc[r][i + 1], acc[r][i + 2], acc[r][i + 3]));
+      });
+    }
   }
 
   /// cluster_k, one thread: the share of the CTA with k rank `to` and cluster rank `rank` on its
@@ -133,17 +136,20 @@ class Output {
   /// first in `acc`.
   __device__ __forceinline__ void take_share(Accumulators& acc, std::uint32_t exchange,
                                              const Tokens& share, int k_rank) const {
-    for (int x = 0; x < p_.cluster_k; ++x) {
-      const std::uint32_t from = mine(x == k_rank ? exchange + share.begin / 16 * kBlockBytes
-                                                  : received_at(exchange, x, k_rank));
-      for_each_vector(share.count, [&](int r, int i, int vector) {
-        const float4 v = ptx::ld_shared_f32x4(from + vector * kVectorBytes);
-        if (x == 0) {
-          acc[r][i] = v.x, acc[r][i + 1] = v.y, acc[r][i + 2] = v.z, acc[r][i + 3] = v.w;
-        } else {
-          add(acc[r] + i, v);
-        }
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      if (16 * block >= share.count) break;
+      for_each_vector(block, [&](int r, int i, int) {
+        acc[r][i] = acc[r][i + 1] = acc[r][i + 2] = acc[r][i + 3] = 0.f;
       });
+#pragma unroll 1
+      for (int x = 0; x < p_.cluster_k; ++x) {
+        const std::uint32_t from = mine(x == k_rank ? exchange + share.begin / 16 * kBlockBytes
+                                                    : received_at(exchange, x, k_rank));
+        for_each_vector(block, [&](int r, int i, int vector) {
+          add(acc[r] + i, ptx::ld_shared_f32x4(from + vector * kVectorBytes));
+        });
+      }
     }
   }
 
@@ -204,20 +210,16 @@ class Output {
   static __device__ __forceinline__ std::uint32_t mine(std::uint32_t at) {
     return at + threadIdx.x * 16;
   }
-  /// body(row block, first sum, vector) for the first `tokens` tokens of a thread's sums, four at a
-  /// time, in the order of the exchange.
+  /// body(row block, first sum, vector) for a thread's sums of 16 tokens, four at a time, in the
+  /// order of the exchange.
   template <class Body>
-  static __device__ __forceinline__ void for_each_vector(int tokens, const Body& body) {
+  static __device__ __forceinline__ void for_each_vector(int block, const Body& body) {
+    const int halves = min(2, kTileM / 8 - 2 * block);
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      if (16 * block >= tokens) break;
-      const int halves = min(2, kTileM / 8 - 2 * block);
+    for (int r = 0; r < kRowBlocks; ++r) {
 #pragma unroll
-      for (int r = 0; r < kRowBlocks; ++r) {
-#pragma unroll
-        for (int half = 0; half < halves; ++half) {
-          body(r, 4 * (2 * block + half), block * 2 * kRowBlocks + r * halves + half);
-        }
+      for (int half = 0; half < halves; ++half) {
+        body(r, 4 * (2 * block + half), block * 2 * kRowBlocks + r * halves + half);
       }
     }
   }

@@ -264,7 +264,9 @@ TEST(Plan, RefusalsNameTheRuleAndTheValue) {
   refused(id + "@g128_c8x2_s2", StatusCode::invalid_argument, "at most 8 CTAs");
   refused(id + "@g128_c1x1x2_s2_sk2", StatusCode::invalid_argument, "not both");
   refused(id + "@g128_c1x1_s2_sk99", StatusCode::invalid_argument, "split_k must not exceed");
-  refused(id + "@g128_c1x1x7_s2", StatusCode::invalid_argument, "cluster_k must not exceed");
+  p.k = 64;
+  refused(id + "@g128_c1x1x2_s2", StatusCode::invalid_argument, "cluster_k must not exceed");
+  p.k = 256;
   refused(id + "@nonsense", StatusCode::invalid_argument, "nonsense");
   p.weight.group_size = 32;
   refused(id, StatusCode::invalid_argument, "fine groups");
