@@ -122,8 +122,8 @@ constexpr int staging_bytes(const KernelConfig& c) {
   return c.consumer_warpgroups * staging_tokens(c) * staging_pitch_elems(c) * 2;
 }
 /// What a CTA holds where cluster_k CTAs add up a tile: fp32 sums of its own k range, and of each
-/// other CTA's for its share of the tokens, in blocks of 16. It takes the place of the ring, which is
-/// drained by then.
+/// other CTA's for its share of the tokens, in blocks of 16. It takes the place of the ring, which
+/// is drained by then.
 constexpr int token_blocks(const KernelConfig& c) { return (c.tile_m + 15) / 16; }
 constexpr int exchange_bytes(const KernelConfig& c, int cluster_k) {
   const int share = (token_blocks(c) + cluster_k - 1) / cluster_k;
@@ -283,7 +283,7 @@ constexpr bool folds_scales(const KernelConfig& c) {
   if (c.schedule == Schedule::multistage) return multi_folds_scales(c);
   if (c.schedule == Schedule::streaming || c.quant != Quant::group) return false;
   const int sums = rows_per_warpgroup(c) / kWarpgroupRows * c.tile_m / 2;
-  if (c.fine_groups) return c.act == DataType::bf16 && sums <= 32;
+  if (c.fine_groups) return c.act == DataType::bf16 && sums <= 32 && c.ctas_per_sm == 1;
   if (c.act == DataType::bf16) return c.weight == WeightType::int4 || c.consumer_warpgroups != 3;
   return sums <= (c.weight == WeightType::int4 ? 64 : 48);
 }
@@ -404,8 +404,8 @@ constexpr const char* why_illegal(const KernelConfig& c, const LaunchConfig& l, 
   return nullptr;
 }
 
-/// Division by a number that the host knows: a division of the GPU takes 30 instructions, and several
-/// of them would stand before the first copy.
+/// Division by a number that the host knows: a division of the GPU takes 30 instructions, and
+/// several of them would stand before the first copy.
 struct Divisor {
   std::uint32_t multiplier, shift;
 };
@@ -446,23 +446,7 @@ struct Params {
   TensorMap scales_map;  ///< scales [strips][G·16], box (groups per stage · 16) × strips
   TensorMap zeros_map;   ///< zeros, like scales
 
-  const void* x;
-  const std::uint8_t* codes;
-  const std::uint16_t* scales;
-  const std::uint16_t* zeros;
-  void* y;
-  const void* bias;
-  const void* residual;
-  void* workspace;
-  std::uint64_t codes_policy;  ///< L2 policy of codes, scales and zeros (kEvict…)
-  std::uint64_t x_policy;      ///< L2 policy of activations
-  std::uint64_t flag_tag;      ///< differs from launch to launch; marks a partial sum as written
-
-  std::int64_t ldx, ldy, ldr;      // elements
-  std::int64_t codes_pitch_bytes;  // from strip to strip
-  std::int64_t groups_pitch;       // groups from strip to strip
-
-  // Asked for before the first copy, so close together.
+  // Asked for before the first copy, so in two lines of the constant cache (device/params.cuh).
   int k_tiles;  ///< ring stages along K
   int stages;
   int group_shift;       ///< log2(group size); 30 = per column
@@ -476,9 +460,28 @@ struct Params {
   int stream_length,
       stream_longer;  ///< stream_tiles · k_tiles ÷ clusters in the grid: quotient, rest
   Divisor by_k_tiles, by_cluster_k;
-  Divisor by_stream_length, by_longer_length;  ///< stream_length, stream_length + 1
-  int raster_m;
+  std::uint64_t codes_policy;  ///< L2 policy of codes, scales and zeros (kEvict…)
+  std::uint64_t x_policy;      ///< L2 policy of activations
   Divisor by_band, by_band_height, by_last_height;  ///< tiles of a band; its height; of the last
+  int raster_m;
+  bool x_by_tma;
+  bool pdl;
+
+  const void* x;
+  const std::uint8_t* codes;
+  const std::uint16_t* scales;
+  const std::uint16_t* zeros;
+  void* y;
+  const void* bias;
+  const void* residual;
+  void* workspace;
+  std::uint64_t flag_tag;  ///< differs from launch to launch; marks a partial sum as written
+
+  std::int64_t ldx, ldy, ldr;      // elements
+  std::int64_t codes_pitch_bytes;  // from strip to strip
+  std::int64_t groups_pitch;       // groups from strip to strip
+
+  Divisor by_stream_length, by_longer_length;      ///< stream_length, stream_length + 1
   int strips_per_cluster, clusters_with_one_more;  ///< streaming: strips ÷ clusters, and the rest
   int pairs_per_warp, warps_with_one_more;  ///< pairs of k-blocks ÷ (warps · cluster_k), the rest
   int m, n, k;
@@ -488,10 +491,8 @@ struct Params {
   float gate_linear;  ///< y · sigmoid(y · (gate_linear + gate_cubic · y²)): silu 1, 0;
   float gate_cubic;   ///<   gelu (tanh form) 2√(2/π), 2√(2/π) · 0.044715
   bool gated;         ///< silu or gelu
-  bool x_by_tma;
-  bool y_vectors;  ///< Y rows take aligned 16-byte stores
-  bool r_vectors;  ///< residual rows take aligned 16-byte loads
-  bool pdl;
+  bool y_vectors;     ///< Y rows take aligned 16-byte stores
+  bool r_vectors;     ///< residual rows take aligned 16-byte loads
   bool zeros_scaled;  ///< gz: the zeros are already multiplied by the scale
 };
 

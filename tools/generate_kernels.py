@@ -164,9 +164,15 @@ class Kernel:
             return False
         if cluster_k == 1:
             return True
-        ring = max(self.max_stages() * self.stage_bytes(), self.tile_m * (self.tile_n + 4) * 4)
-        return (self.schedule != "pp"
-                and self.fixed_bytes() + align_up(ring, 1024) <= 227 * 1024)
+        ring = max(self.max_stages() * self.stage_bytes(),
+                   align_up(self.exchange_bytes(cluster_k), 1024))
+        return self.schedule != "pp" and self.fixed_bytes() + ring <= 227 * 1024
+
+    def exchange_bytes(self, cluster_k):
+        """The sums that a CTA keeps and receives where cluster_k CTAs add up a tile."""
+        blocks = (self.tile_m + 15) // 16
+        share = -(-blocks // cluster_k)
+        return (blocks + (cluster_k - 1) * share) * 16 * self.tile_n * 4
 
     def configuration_ids(self):
         """Every group size and cluster, each with the deepest ring that fits."""

@@ -114,41 +114,67 @@ class Output {
                                              std::uint32_t exchange) const {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      for_each_vector(block, [&](int r, int i, int vector) {
+      for_each_vector(block, [&](int r, int i, int vector, int) {
         ptx::st_shared_f32x4(mine(exchange) + vector * kVectorBytes,
                              make_float4(acc[r][i], acc[r][i + 1], acc[r][i + 2], acc[r][i + 3]));
       });
     }
   }
 
-  /// cluster_k, one thread: the share of the CTA with k rank `to` and cluster rank `rank` on its
-  /// way there; `received`: that CTA's barrier that counts the bytes.
-  __device__ __forceinline__ void give_share(std::uint32_t exchange, std::uint32_t received,
-                                             int k_rank, int to, int rank) const {
+  /// cluster_k: the share of the CTA with k rank `to` and cluster rank `rank`, ready to be sent.
+  struct Parcel {
+    std::uint32_t remote, from, bytes, remote_barrier;
+  };
+  /// `received`: the barrier that counts the bytes, as each CTA has one.
+  __device__ __forceinline__ Parcel parcel(std::uint32_t exchange, std::uint32_t received,
+                                           int k_rank, int to, int rank) const {
     const Tokens share = share_of(to);
-    if (share.count == 0) return;
-    ptx::cp_async_bulk_to_cluster(ptx::mapa(received_at(exchange, k_rank, to), rank),
-                                  exchange + share.begin / 16 * kBlockBytes, bytes_of(share),
-                                  ptx::mapa(received, rank));
+    return {ptx::mapa(received_at(exchange, k_rank, to), rank),
+            exchange + share.begin / 16 * kBlockBytes, static_cast<std::uint32_t>(bytes_of(share)),
+            ptx::mapa(received, rank)};
+  }
+  /// One thread.
+  static __device__ __forceinline__ void send(const Parcel& parcel) {
+    if (parcel.bytes == 0) return;
+    ptx::cp_async_bulk_to_cluster(parcel.remote, parcel.from, parcel.bytes, parcel.remote_barrier);
   }
 
   /// cluster_k: the sums of all CTAs, in rank order, for the tokens of this one's share; they come
   /// first in `acc`.
   __device__ __forceinline__ void take_share(Accumulators& acc, std::uint32_t exchange,
                                              const Tokens& share, int k_rank) const {
+    constexpr int kVectors = 2 * kRowBlocks;
+    // CTAs whose sums are on their way.
+    constexpr int kAtOnce = kSums <= 32 && kConfig.ctas_per_sm == 1 ? 2 : 1;
+    const std::uint32_t own = mine(exchange + share.begin / 16 * kBlockBytes);
+    const std::uint32_t others = mine(exchange + kBlocks * kBlockBytes);
+    const std::uint32_t apart = largest_share() * kBlockBytes;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       if (16 * block >= share.count) break;
-      for_each_vector(block, [&](int r, int i, int) {
+      for_each_vector(block, [&](int r, int i, int, int) {
         acc[r][i] = acc[r][i + 1] = acc[r][i + 2] = acc[r][i + 3] = 0.f;
       });
 #pragma unroll 1
-      for (int x = 0; x < p_.cluster_k; ++x) {
-        const std::uint32_t from = mine(x == k_rank ? exchange + share.begin / 16 * kBlockBytes
-                                                    : received_at(exchange, x, k_rank));
-        for_each_vector(block, [&](int r, int i, int vector) {
-          add(acc[r] + i, ptx::ld_shared_f32x4(from + vector * kVectorBytes));
-        });
+      for (int x = 0; x < p_.cluster_k; x += kAtOnce) {
+        float4 v[kAtOnce][kVectors];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (x + i >= p_.cluster_k) continue;
+          const std::uint32_t from =
+              x + i == k_rank ? own : others + (x + i - (x + i > k_rank)) * apart;
+          for_each_vector(block, [&](int, int, int, int of_block) {
+            v[i][of_block] =
+                ptx::ld_shared_f32x4(from + block * kBlockBytes + of_block * kVectorBytes);
+          });
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          if (x + i >= p_.cluster_k) continue;
+          for_each_vector(block, [&](int r, int first, int, int of_block) {
+            add(acc[r] + first, v[i][of_block]);
+          });
+        }
       }
     }
   }
@@ -192,8 +218,8 @@ class Output {
     }
   }
 
-  // cluster_k: what a CTA keeps where its ring was: the sums of its own k range, and behind them its
-  // share of each other CTA's. exchange_bytes() counts both.
+  // cluster_k: what a CTA keeps where its ring was: the sums of its own k range, and behind them
+  // its share of each other CTA's. exchange_bytes() counts both.
   static constexpr int kVectorBytes = kConsumerThreads * 16;
   static constexpr int kBlockBytes = 16 * kConfig.tile_n * 4;
   static constexpr int kBlocks = token_blocks(kConfig);
@@ -203,15 +229,17 @@ class Output {
   /// Where the CTA with k rank `to` has what comes from k rank `from`.
   __device__ __forceinline__ std::uint32_t received_at(std::uint32_t exchange, int from,
                                                        int to) const {
-    const int blocks = divide(kBlocks + p_.cluster_k - 1, p_.by_cluster_k);  // of the largest share
-    return exchange + (kBlocks + (from < to ? from : from - 1) * blocks) * kBlockBytes;
+    return exchange + (kBlocks + (from - (from > to)) * largest_share()) * kBlockBytes;
+  }
+  __device__ __forceinline__ int largest_share() const {  // in blocks
+    return divide(kBlocks + p_.cluster_k - 1, p_.by_cluster_k);
   }
   /// This thread's first vector.
   static __device__ __forceinline__ std::uint32_t mine(std::uint32_t at) {
     return at + threadIdx.x * 16;
   }
-  /// body(row block, first sum, vector) for a thread's sums of 16 tokens, four at a time, in the
-  /// order of the exchange.
+  /// body(row block, first sum, vector, vector of the block) for a thread's sums of 16 tokens, four
+  /// at a time, in the order of the exchange.
   template <class Body>
   static __device__ __forceinline__ void for_each_vector(int block, const Body& body) {
     const int halves = min(2, kTileM / 8 - 2 * block);
@@ -219,7 +247,8 @@ class Output {
     for (int r = 0; r < kRowBlocks; ++r) {
 #pragma unroll
       for (int half = 0; half < halves; ++half) {
-        body(r, 4 * (2 * block + half), block * 2 * kRowBlocks + r * halves + half);
+        const int of_block = r * halves + half;
+        body(r, 4 * (2 * block + half), block * 2 * kRowBlocks + of_block, of_block);
       }
     }
   }

@@ -18,7 +18,7 @@ namespace mixgemm::device {
 __device__ __forceinline__ void touch_params(const Params& p, volatile std::uint32_t* scratch,
                                              int part = 0, int parts = 1) {
   constexpr int kLineBytes = 64;
-  constexpr int kFirst = offsetof(Params, x) / kLineBytes;
+  constexpr int kFirst = offsetof(Params, k_tiles) / kLineBytes;
   constexpr int kLines = (sizeof(Params) + kLineBytes - 1) / kLineBytes - kFirst;
   const auto* const words = reinterpret_cast<const std::uint32_t*>(&p);
   std::uint32_t sum = 0;

@@ -20,9 +20,8 @@ __device__ __forceinline__ std::uint32_t kept(std::uint32_t value) {
 /// depends on it, and takes a copy's operands from uniform registers without further ado.
 __device__ __forceinline__ bool elect_one() {
   std::uint32_t elected;
-  asm volatile(
-      "{\n .reg .pred one;\n elect.sync _|one, 0xffffffff;\n selp.u32 %0, 1, 0, one;\n}"
-      : "=r"(elected));
+  asm volatile("{\n .reg .pred one;\n elect.sync _|one, 0xffffffff;\n selp.u32 %0, 1, 0, one;\n}"
+               : "=r"(elected));
   return elected != 0;
 }
 

@@ -12,12 +12,12 @@
 //
 //   Yᵀ ─ epilogue ─ stmatrix.trans ─▶ staging (rows of Y) ─ 16-byte stores ─▶ global
 //
-// One producer warpgroup feeds the ring, a warp of it with codes and scales and another one with X; the
-// others consume it. cooperative: all consumer
-// warpgroups share a tile, 64·r rows each. pingpong: they take tiles in turn, so that one's
-// epilogue runs under the other's MMAs. warp_mma: as cooperative, but every warp multiplies its
-// strips by itself with mma.sync, X through ldmatrix: wgmma with A from registers takes about as
-// long for 16 tokens as for 64. Persistent: a CTA walks the list of its TileScheduler.
+// One producer warpgroup feeds the ring, a warp of it with codes and scales and another one with X;
+// the others consume it. cooperative: all consumer warpgroups share a tile, 64·r rows each.
+// pingpong: they take tiles in turn, so that one's epilogue runs under the other's MMAs. warp_mma:
+// as cooperative, but every warp multiplies its strips by itself with mma.sync, X through ldmatrix:
+// wgmma with A from registers takes about as long for 16 tokens as for 64. Persistent: a CTA walks
+// the list of its TileScheduler.
 //
 // PDL contract: before griddepcontrol.wait nothing is touched but codes, scales, zeros and tensor
 // maps. Every role waits for itself before it touches anything else, and every CTA waits.
@@ -268,7 +268,7 @@ struct TiledKernel {
     }
   }
 
-  /// Before a cluster that only splits K exchanges sums, and before its producers leave.
+  /// Every other warp, in a cluster that only splits K: by now its other CTAs have barriers, too.
   __device__ __forceinline__ void meet_late() const {
     if (cluster_size() > 1 && p.cluster_n * p.cluster_m == 1) ptx::barrier_cluster_wait();
   }
@@ -514,6 +514,7 @@ struct TiledKernel {
         ptx::mapa(ring.empty(0), place.z * sharers + min(lane, sharers - 1));
     const bool releases_here = sharers == 1 && lane == 0;
     const bool releases_there = sharers > 1 && lane < sharers;
+    meet_late();
     Output output(p, smem + p.ring_bytes, warpgroup);
     const bool shares_most = (1 << p.group_shift) >= 16 * kMostShare;
     Units units[kRowBlocks];
@@ -586,13 +587,17 @@ struct TiledKernel {
     const auto consumers_meet = [] {
       ptx::bar_sync(device::kConsumersBarrier, kConsumers * kWarpgroupThreads);
     };
-    meet_late();
     consumers_meet();  // nobody here reads the ring any longer
     if (thread < p.cluster_k) {
       ptx::mbarrier_arrive_cluster_if(true,
                                       ptx::mapa(ring.drained(), first_rank + thread * sharers));
     }
     output.put_shares(acc, stages_base);
+    typename Output::Parcel parcel{};
+    if (thread < p.cluster_k) {
+      parcel = output.parcel(stages_base, ring.received(), place.z, thread,
+                             first_rank + thread * sharers);
+    }
     ptx::fence_proxy_async_shared();
     consumers_meet();
     if (thread < kWarpSize) {
@@ -600,10 +605,7 @@ struct TiledKernel {
         ptx::mbarrier_arrive_expect_tx(ring.received(), output.bytes_received(share));
       }
       ptx::mbarrier_wait(ring.drained(), 0);
-      if (thread < p.cluster_k && thread != place.z) {
-        output.give_share(stages_base, ring.received(), place.z, thread,
-                          first_rank + thread * sharers);
-      }
+      if (thread < p.cluster_k && thread != place.z) output.send(parcel);
     }
     ptx::mbarrier_wait(ring.received(), 0);
     output.take_share(acc, stages_base, share, place.z);
@@ -620,14 +622,14 @@ __global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.
   // from it as an integer: that would lose the address space, and loads would be generic.
   char* const smem = dynamic_smem + (-ptx::smem_address(dynamic_smem) & 1023u);
 
-  const Kernel kernel{p,
-                      device::Ring(ptx::smem_address(smem) + p.ring_bytes + staging_bytes(kConfig),
-                                   p.stages),
-                      ptx::smem_address(smem),
-                      smem,
-                      ptx::cluster_ctaid(),
-                      ptx::clusterid_z(),
-                      ptx::nclusterid_z()};
+  const Kernel kernel{
+      p,
+      device::Ring(ptx::smem_address(smem) + p.ring_bytes + staging_bytes(kConfig), p.stages),
+      ptx::smem_address(smem),
+      smem,
+      ptx::cluster_ctaid(),
+      ptx::clusterid_z(),
+      ptx::nclusterid_z()};
   const int warp = ptx::uniform(threadIdx.x / kWarpSize);
   const bool produces = warp >= 4 * Kernel::kConsumers;
   if (produces) {

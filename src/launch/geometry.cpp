@@ -187,8 +187,8 @@ Params params_template(const KernelConfig& c, const LaunchConfig& l, const Probl
   p.by_cluster_k = divisor(l.cluster_k);
   p.by_stream_length = divisor(std::max(1, p.stream_length));
   p.by_longer_length = divisor(p.stream_length + 1);
-  p.by_band = divisor(std::min<std::int64_t>(
-      std::int64_t{l.raster_m} * p.cluster_tiles_n, kMaxIndex));
+  p.by_band =
+      divisor(std::min<std::int64_t>(std::int64_t{l.raster_m} * p.cluster_tiles_n, kMaxIndex));
   p.by_band_height = divisor(l.raster_m);
   p.by_last_height = divisor(std::max(1, p.cluster_tiles_m % l.raster_m));
   p.cluster_n = l.cluster_n;

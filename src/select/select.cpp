@@ -24,12 +24,12 @@ constexpr double kStoreBytesPerClk = 100;      // output tiles, per SM
 constexpr double kPartialBytesPerClk = 48.3;   // fp32 partial tiles through L2, per SM
 constexpr double kExchangeBytesPerClk = 64;    // the same through distributed shared memory
 constexpr double kEpilogueClks = 786;          // barriers and latency of an epilogue
-constexpr double kClusterSumClks = 5299;       // two cluster barriers
+constexpr double kClusterSumClks = 4200;       // two cluster barriers
 constexpr double kWorkspaceSumClks = 1783;     // flag written, seen, and the partial read back
 // What a tiled kernel makes of HBM next to one that only reads (drafts at M = 16).
 constexpr double kTiledHbmInefficiency = 1.03;
-constexpr double kSharedFixedUs = 1.98;  // where the next launch's CTAs fit beside this one's
-constexpr double kFixedUs = 1.2;         // launch, prologue, tensor-map fetch, first bytes
+constexpr double kSharedFixedUs = 1.5;  // where the next launch's CTAs fit beside this one's
+constexpr double kFixedUs = 1.1;        // launch, prologue, tensor-map fetch, first bytes
 
 // The streaming kernel. A warp waits for its data and for its own chain of MMAs far more than for
 // issue slots, so what counts is how long a warp takes for its share, in clocks.
@@ -309,7 +309,9 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   stages += 1;  // fill
 
   Estimate e;
-  e.fixed_us = c.ctas_per_sm == 2 ? kSharedFixedUs : kFixedUs;
+  const bool alone =
+      c.ctas_per_sm == 1 || 2 * (g.smem_bytes + kReservedSharedBytes) > device.shared.per_sm;
+  e.fixed_us = alone ? kFixedUs : kSharedFixedUs;
   e.stream_us = hbm_bytes(c, l, p, g.tiles_m) / device.dram_bytes_per_us * kTiledHbmInefficiency;
   e.loop_us = stages * stage_clks * clk_us;
   e.output_us = epilogues * (kEpilogueClks + cost.tile_bytes / kStoreBytesPerClk * per_sm) * clk_us;
@@ -346,6 +348,10 @@ bool worth_considering(const KernelConfig& c, const Problem& p, int narrowest_fi
   if (c.tile_m > narrowest_fit && c.tile_m > 2 * std::max<std::int64_t>(p.m, 8)) return false;
   // Nor those that would read and dequantize each weight four times or more.
   return c.tile_m >= narrowest_fit || 4 * c.tile_m > std::min<std::int64_t>(p.m, 256);
+}
+
+constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
 }
 
 /// Four stages, more where they are small. Deeper rings were 2 to 8 % slower on an H100: a ring
@@ -392,10 +398,17 @@ void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts&
   const auto offer = [&](LaunchConfig l) {
     l.stages = ring_depth(c, deepest);
     l.raster_m = raster_band(c, l, tiles_m, device);
-    // A partial tile larger than the ring may not leave room for the second CTA of an SM.
-    if (l.cluster_k > 1 && c.ctas_per_sm == 2 &&
-        tiled_smem_bytes(c, l) > kSharedBytesPerSm / 2 - kReservedSharedBytes) {
-      return;
+    if (c.arch == 90 && c.ctas_per_sm == 2) {
+      constexpr int kHalf = kSharedBytesPerSm / 2 - kReservedSharedBytes;
+      const std::int64_t ctas =
+          round_up(tiles_n, l.cluster_n) * round_up(tiles_m, l.cluster_m) * l.cluster_k * l.split_k;
+      if (ctas <= device.num_sms) {
+        // One CTA for each SM: a ring that leaves no room for a second, or some SMs would get two
+        // and others none (4096x4096, M = 64: 7.6 us instead of 9.4, H100).
+        while (tiled_smem_bytes(c, l) <= kHalf) ++l.stages;
+      } else if (l.cluster_k > 1 && tiled_smem_bytes(c, l) > kHalf) {
+        return;  // the sums of a cluster may not leave room for the second CTA
+      }
     }
     if (why_unfit(c, l, p, device, likely_tma) == nullptr) visit(l);
   };

@@ -91,8 +91,8 @@ void copy_bulk(std::uint32_t dst, std::vector<char> bytes, std::uint32_t barrier
 void init_barrier(std::uint32_t barrier, std::uint32_t arrivals);
 void arrive(std::uint32_t barrier, std::uint32_t announced_bytes);
 void wait_parity(std::uint32_t barrier, std::uint32_t parity);
-/// An address in CTA `rank`; a barrier there; bytes of this CTA to another, where they complete on a
-/// barrier.
+/// An address in CTA `rank`; a barrier there; bytes of this CTA to another, where they complete on
+/// a barrier.
 std::uint32_t map_rank(std::uint32_t address, std::uint32_t rank);
 void arrive_remote(std::uint32_t mapped);
 void copy_to_cluster(std::uint32_t mapped, std::uint32_t from, std::size_t bytes,
