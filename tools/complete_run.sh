@@ -47,6 +47,11 @@ cp "$cache" "$out/tuning.json" || exit 1
 # Few tokens and many take what their kernels had before: tune them by hand when those change.
 step tune 200 "$bin/mixgemm" tune --device cuda --act fp16,bf16 --m "${TUNE_M:-8,16,32,64,128,256,512}" \
   --seconds 0.2 --force -o "$out/tuning.json"
+for family in "--group 32" "--zero integer"; do
+  # shellcheck disable=SC2086  # an option and its value
+  step "tune${family// /_}" 60 "$bin/mixgemm" tune --device cuda --act fp16 $family --m 1,16,128 --seconds 0.2 \
+    --force -o "$out/tuning.json"
+done
 bench() {
   local name=$1
   shift
