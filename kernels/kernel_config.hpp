@@ -254,7 +254,7 @@ constexpr int streaming_smem_bytes(const KernelConfig& c, int stages, int m) {
 // Registers. The compiler caps every thread at launch_registers (from __launch_bounds__); producers
 // then give theirs up to kProducerRegisters and consumers share what that frees: setmaxnreg.inc
 // waits for registers that exist, so a consumer budget above this formula would hang the kernel.
-inline constexpr int kProducerRegisters = 40;
+inline constexpr int kProducerRegisters = 32;
 constexpr int launch_registers(const KernelConfig& c) {
   return 65536 / c.ctas_per_sm / num_threads(c) / 8 * 8;
 }

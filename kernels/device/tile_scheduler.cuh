@@ -19,29 +19,34 @@
 #include <cstdint>
 
 #include "kernel_config.hpp"
+#include "ptx/sync.cuh"
 
 namespace mixgemm::device {
 
 /// A tile, or a range of one along K.
 struct WorkItem {
+  static constexpr int kNobody = -1, kUnfinished = -2;
   int tile_n, tile_m;     // of this CTA
   int k_begin, k_end;     // in ring stages
-  bool finishes;          // this CTA stores the tile; otherwise it leaves a partial sum
-  int first_contributor;  // clusters [first_contributor, mine) left partial sums; −1: none
+  int first_contributor;  // clusters [first_contributor, mine) left partial sums; kNobody;
+                          // kUnfinished: this one leaves a partial sum and doesn't store the tile
+
+  __device__ __forceinline__ bool finishes() const { return first_contributor != kUnfinished; }
 };
 
 class TileScheduler {
  public:
   __device__ __forceinline__ TileScheduler(const Params& p, int cluster, int num_clusters,
                                            int3 ctaid)
-      : p_(p), num_clusters_(num_clusters), n_rank_(ctaid.x), m_rank_(ctaid.y) {
-    next_whole_ = cluster;
+      : p_(p),
+        num_clusters_(num_clusters),
+        n_rank_(ctaid.x),
+        m_rank_(ctaid.y),
+        next_(ptx::copied(cluster)) {
     if (p.stream_tiles > 0) {
       stream_begin_ = range_begin(cluster);
       stream_end_ = range_begin(cluster + 1);
-      next_owned_ = stream_begin_;
       last_tile_ = divide(stream_end_, p.by_k_tiles);
-      unfinished_ = last_tile_ * p.k_tiles != stream_end_ && stream_end_ > stream_begin_;
     }
   }
 
@@ -50,27 +55,27 @@ class TileScheduler {
     int tile;
     item.k_begin = 0;
     item.k_end = p_.k_tiles;
-    item.finishes = true;
-    item.first_contributor = -1;
-    if (next_whole_ < whole_tiles()) {
-      tile = next_whole_;
-      next_whole_ += num_clusters_;
-    } else if (unfinished_) {
-      unfinished_ = false;
+    item.first_contributor = WorkItem::kNobody;
+    if (next_ >= 0 && next_ < whole_tiles()) {
+      tile = next_;
+      next_ += num_clusters_;
+    } else if (next_ >= 0 && leaves_partial()) {
       const int first = last_tile_ * p_.k_tiles;
       tile = whole_tiles() + last_tile_;
       item.k_begin = max(stream_begin_ - first, 0);
       item.k_end = stream_end_ - first;
-      item.finishes = false;
+      item.first_contributor = WorkItem::kUnfinished;
+      next_ = ~stream_begin_;
     } else {
       if (p_.stream_tiles == 0) return false;
-      const int owned = divide(next_owned_, p_.by_k_tiles);
+      const int iteration = next_ < 0 ? ~next_ : stream_begin_;
+      const int owned = divide(iteration, p_.by_k_tiles);
       const int first = owned * p_.k_tiles;
       if (first + p_.k_tiles > stream_end_) return false;
       tile = whole_tiles() + owned;
-      item.k_begin = next_owned_ - first;
+      item.k_begin = iteration - first;
       if (item.k_begin > 0) item.first_contributor = owner_of(first);
-      next_owned_ = first + p_.k_tiles;
+      next_ = ~(first + p_.k_tiles);
     }
     place(tile, item);
     return true;
@@ -82,6 +87,11 @@ class TileScheduler {
   }
 
  private:
+  /// Whether this cluster's range ends within a tile, which another one finishes.
+  __device__ __forceinline__ bool leaves_partial() const {
+    return last_tile_ * p_.k_tiles != stream_end_ && stream_end_ > stream_begin_;
+  }
+
   __device__ __forceinline__ int whole_tiles() const {
     return p_.cluster_tiles_n * p_.cluster_tiles_m - p_.stream_tiles;
   }
@@ -118,10 +128,11 @@ class TileScheduler {
 
   const Params& p_;
   const int num_clusters_, n_rank_, m_rank_;
-  int next_whole_;
-  int stream_begin_ = 0, stream_end_ = 0, next_owned_ = 0;
+  // The next whole tile; beyond those, ~iteration of the range where the tiles begin that this
+  // cluster finishes. One register: it lives through main loops that have none to spare.
+  int next_;
+  int stream_begin_ = 0, stream_end_ = 0;
   int last_tile_ = 0;  // of stream_end_
-  bool unfinished_ = false;
 };
 
 }  // namespace mixgemm::device

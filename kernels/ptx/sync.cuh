@@ -16,6 +16,14 @@ __device__ __forceinline__ std::uint32_t kept(std::uint32_t value) {
   return __shfl_sync(0xffffffffu, value, threadIdx.x);
 }
 
+/// The same value in a register of its own. One that several roles of a CTA start from and count on
+/// by themselves was given a single place for all of them: on the stack, if one role had none free.
+__device__ __forceinline__ int copied(int value) {
+  int copy;
+  asm volatile("mov.b32 %0, %1;" : "=r"(copy) : "r"(value));
+  return copy;
+}
+
 /// True in one lane of the warp, which is all here. The compiler knows that one lane does what
 /// depends on it, and takes a copy's operands from uniform registers without further ado.
 __device__ __forceinline__ bool elect_one() {

@@ -433,7 +433,7 @@ struct MultistageKernel {
                                          const device::TileScheduler& work) const {
     const int mine = blockIdx.z, slots = gridDim.z;
     const int first = item.first_contributor;
-    const int contributors = item.finishes && first >= 0 ? mine - first : 0;
+    const int contributors = item.finishes() && first >= 0 ? mine - first : 0;
     for (int c = threadIdx.x; c < contributors; c += kThreads) {
       if (!work.contributes(first + c)) continue;
       while (ptx::ld_acquire_gpu(device::workspace_flag(p, first + c)) != p.flag_tag) {
@@ -453,7 +453,7 @@ struct MultistageKernel {
     }
     // All partial sums are written, and the next item may fill the ring, where the slab lies.
     __syncthreads();
-    if (!item.finishes && threadIdx.x == 0) {
+    if (!item.finishes() && threadIdx.x == 0) {
       ptx::st_release_gpu(device::workspace_flag(p, mine), p.flag_tag);
     }
     for (int c = threadIdx.x; c < contributors; c += kThreads) {
@@ -485,7 +485,7 @@ struct MultistageKernel {
       }
     }
     constexpr int kTile = kTileN * kTileM;
-    if (!item.finishes) {
+    if (!item.finishes()) {
       auto* const out =
           reinterpret_cast<float4*>(device::workspace_tile<kTile>(p, blockIdx.z, slots));
 #pragma unroll

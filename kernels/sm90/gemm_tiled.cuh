@@ -117,7 +117,7 @@ struct TiledKernel {
     const std::uint32_t base = stages_base + stage * kStageBytes;
     const std::uint32_t full = ring.full(stage);
     const int first_strip = tile_n * kStrips;
-#pragma unroll 1  // unrolled, the producer's 40 registers don't suffice
+#pragma unroll 1  // unrolled, it runs out of the producer's registers
     for (int box = 0; box < kBoxes; ++box) {
       const std::uint32_t dst = base + kXBytes + box * kStrips * kBoxRowBytes;
       const int word = (k_tile * kBoxes + box) * (kBoxRowBytes / 4);
@@ -564,7 +564,7 @@ struct TiledKernel {
       if (p.cluster_k > 1) {
         tokens = output.share_of(place.z);
         add_up_cluster(output, acc, tokens);
-      } else if (!item.finishes) {
+      } else if (!item.finishes()) {
         output.leave_partial(acc, slot(), num_clusters * cluster_size());
         continue;
       } else if (item.first_contributor >= 0) {

@@ -25,6 +25,7 @@ inline bool elect_one() {
   return threadIdx.x % 32 == 0;
 }
 inline std::uint32_t kept(std::uint32_t value) { return value; }
+inline int copied(int value) { return value; }
 inline int thread_here() { return static_cast<int>(threadIdx.x); }
 
 inline void griddepcontrol_launch_dependents() { emulator::launch_dependents(); }
