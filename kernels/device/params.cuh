@@ -11,10 +11,10 @@
 
 namespace mixgemm::device {
 
-/// Brings what follows the tensor maps in Params into the constant cache. `scratch`: where the sum
-/// of the words read may go, in shared memory; loads that nothing depends on would be optimized
-/// away. One miss after the other takes its time: where four warps come here, each of them reads
-/// what is its part of `parts`.
+/// Brings what follows the tensor maps in Params into the constant cache. `scratch`: `parts`
+/// words of shared memory for the sums of what was read; loads that nothing depends on would be
+/// optimized away. One miss after the other takes its time: where several warps come here, each of
+/// them reads what is its part.
 __device__ __forceinline__ void touch_params(const Params& p, volatile std::uint32_t* scratch,
                                              int part = 0, int parts = 1) {
   constexpr int kLineBytes = 64;
@@ -26,7 +26,7 @@ __device__ __forceinline__ void touch_params(const Params& p, volatile std::uint
   for (int line = 0; line < kLines; ++line) {
     if (line % parts == part) sum += words[(kFirst + line) * (kLineBytes / 4)];
   }
-  *scratch = sum;
+  scratch[part] = sum;
 }
 
 }  // namespace mixgemm::device

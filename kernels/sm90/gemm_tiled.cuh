@@ -264,7 +264,7 @@ struct TiledKernel {
     if (p.cluster_n * p.cluster_m > 1) {
       ptx::barrier_cluster_wait();
     } else {
-      ptx::bar_sync(device::kSetupBarrier, num_threads(kConfig));
+      ptx::barrier_sync(device::kSetupBarrier, num_threads(kConfig));
     }
   }
 

@@ -37,6 +37,7 @@ template <int kRegisters>
 void setmaxnreg_inc() {}
 
 inline void bar_sync(int id, int threads) { emulator::sync_threads(id, threads); }
+inline void barrier_sync(int id, int threads) { emulator::sync_threads(id, threads); }
 
 inline int3 cluster_ctaid() {
   const emulator::Index id = emulator::cta_in_cluster();
