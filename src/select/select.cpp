@@ -92,14 +92,15 @@ double fragment_instructions(const KernelConfig& c) {
 }
 
 // The multistage kernel, fitted to its times on an H100.
-constexpr double kMultiTensorFactor = 1.06;  // of the tensor cores' clocks
+constexpr double kMultiTensorFactor = 1.08;  // of the tensor cores' clocks
 constexpr double kMultiBound = 0.954;  // what counts of the larger of the two, and of the other
-constexpr double kMultiOther = 0.24;
-constexpr double kMultiStageClks = 58;  // a stage's barrier, where one CTA has the SM
+constexpr double kMultiOther = 0.217;
+constexpr double kMultiStageClks = 60;  // a stage's barrier, where one CTA has the SM
 constexpr double kMultiStepClks =
-    65;  // latency of a k16 step that warps don't hide from each other
-constexpr double kMultiCrowdFactor = 1.59;   // what two CTAs make of it
-constexpr double kMultiReduceFactor = 2.14;  // of the clocks that sums over k ranges take on Hopper
+    68.5;  // latency of a k16 step that warps don't hide from each other
+constexpr double kMultiCrowdFactor = 1.25;   // what two CTAs make of it
+constexpr double kMultiReduceFactor = 2.17;  // of the clocks that sums over k ranges take on Hopper
+constexpr double kMultiCrowdReduceFactor = 1.43;  // what two CTAs make of it
 
 /// Clocks in which every warp of `ctas` CTAs on an SM advances by one ring stage of the multistage
 /// kernel: of the tensor cores and of issue slots, counted in the machine code.
@@ -280,7 +281,8 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   double stages = 0;     // main loop
   double epilogues = 0;  // per CTA
   double sum_clks = 0;
-  const double partial_clks = cost.tile_bytes * 2 / kPartialBytesPerClk;
+  const double partial_clks = cost.tile_bytes * 2 / kPartialBytesPerClk *
+                              (c.arch == 80 && per_sm == 2 ? kMultiCrowdReduceFactor : 1);
   const double exchange_clks = cost.tile_bytes * 2 / kExchangeBytesPerClk;
   if (l.cluster_k > 1) {
     const double waves = std::ceil(tiles / resident);
@@ -346,8 +348,10 @@ bool worth_considering(const KernelConfig& c, const Problem& p, int narrowest_fi
   if (why_unfit(c, p) != nullptr) return false;
   if (!is_tiled(c)) return true;
   if (c.tile_m > narrowest_fit && c.tile_m > 2 * std::max<std::int64_t>(p.m, 8)) return false;
-  // Nor those that would read and dequantize each weight four times or more.
-  return c.tile_m >= narrowest_fit || 4 * c.tile_m > std::min<std::int64_t>(p.m, 256);
+  // Nor those that would read and dequantize each weight four times or more; SM80's wide tiles are
+  // large, and few of them cost more to split than to dequantize for.
+  const std::int64_t tokens = 4 * c.tile_m + (c.schedule == Schedule::multistage ? 1 : 0);
+  return c.tile_m >= narrowest_fit || tokens > std::min<std::int64_t>(p.m, 256);
 }
 
 constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
