@@ -56,6 +56,7 @@ struct Options {
   std::string kernel;
   bool all_configs = false;  ///< CUDA: all launches the plan considers, of all fitting kernels
   bool baselines = true;     ///< also time the dense BLAS
+  std::int64_t load_ms = 0;  ///< CUDA, Mode::gemm: so long under load before timing; 0: from rest
   int num_threads = 0;       ///< CPU: 0 = all cores
   double timeout_s = 120;    ///< CUDA: a measurement that takes longer is a hang (see run_cuda)
 };

@@ -170,6 +170,10 @@ void register_bench(CLI::App& app, Selected& selected) {
                "Every legal configuration instead of the plan's choice");
   command.choice("--pdl", options->pdl, {"on", "off"},
                  "cuda: programmatic dependent launch, on or off [on]");
+  command.integer(
+      "--load-ms", options->bench.load_ms, 0, 10000,
+      "cuda: keep the GPU under each launch's load so long before timing it, for clocks "
+      "as in steady work [0: from rest]");
   command.flag("--no-baselines", options->no_baselines, "Don't time the dense product");
   command.text("-o,--output", options->output, "Append the rows to this file, one a line");
   command.text("--compare", options->compare,

@@ -56,6 +56,10 @@ def read_rows(path):
             sys.exit(f"{path}:{number}: not JSON: {error}")
         if isinstance(row, dict) and "layer" in row and "us" in row and "m" in row:
             rows.append(row)
+    under_load = [row for row in rows if row.get("load_ms")]
+    if under_load and len(under_load) < len(rows):
+        print(f"{path}: {len(under_load)} rows under load left out", file=sys.stderr)
+        rows = [row for row in rows if not row.get("load_ms")]
     if not rows:
         sys.exit(f"{path}: no GEMM rows")
     return rows
@@ -201,7 +205,7 @@ def compare(rows, take_all):
         chosen = pick(members, take_all)
         used = list(chosen.values())
         means = {d: geometric_mean(ratios(used, d)) for d in ("ideal", "floor", "floor_nopdl", "cublas")}
-        bar = bar_for(kind, m)
+        bar = None if members[0].get("load_ms") else bar_for(kind, m)
         complete = len(chosen) == len(layers)
         met = None
         if bar:

@@ -44,8 +44,8 @@ step tests 150 "$root/tests/kernels/run.sh" "$bin/mixgemm_gpu_tests" "$out/tests
 cp "$out/tests/summary.json" "$out/summary.json" 2>/dev/null
 
 cp "$cache" "$out/tuning.json" || exit 1
-# Few tokens and many take what their kernels had before: tune them by hand when those change.
-step tune 200 "$bin/mixgemm" tune --device cuda --act fp16,bf16 --m "${TUNE_M:-8,16,32,64,128,256,512}" \
+# One token to four take what their kernels had before: tune them by hand when those change.
+step tune 200 "$bin/mixgemm" tune --device cuda --act fp16,bf16 --m "${TUNE_M:-8,16,32,64,128,256,512,1024,2048,4096,8192}" \
   --seconds 0.2 --force -o "$out/tuning.json"
 for family in "--group 32" "--zero integer"; do
   # shellcheck disable=SC2086  # an option and its value
@@ -62,8 +62,9 @@ bench group32 --m 1,16,128 --group 32 -o "$out/group32.jsonl"
 bench zeros --m 1,16,128 --zero integer -o "$out/zeros.jsonl"
 bench int8 --m 1,8,16,128,1024 --weight int8 -o "$out/int8.jsonl"
 bench nopdl --m 1,4,16 --pdl off -o "$out/nopdl.jsonl"
+bench load --m 2048,8192 --layer llama8b.qkv,llama8b.down,llama70b.o,llama70b.gate_up --load-ms 300 -o "$out/load.jsonl"
 bench chains --m 1,8,16 --mode chain -o "$out/chains.jsonl"
-(cd "$out" && cat group32.jsonl zeros.jsonl int8.jsonl nopdl.jsonl chains.jsonl >more.jsonl)
+(cd "$out" && cat load.jsonl group32.jsonl zeros.jsonl int8.jsonl nopdl.jsonl chains.jsonl >more.jsonl)
 for tool in initcheck memcheck synccheck racecheck; do
   TOOLS=$tool step "$tool" 90 "$root/tests/kernels/run.sh" "$bin/mixgemm_gpu_tests" "$out/$tool" \
     "$commit" sanitizers

@@ -57,6 +57,7 @@ std::string key_of(const Json& row) {
                                 group == 0 ? std::string("per column") : fmt::format("g{}", group));
   if (text(row, "zero") != "none") key += fmt::format(" zero {}", text(row, "zero"));
   if (!flag(row, "pdl", false) && text(row, "device") != "cpu") key += " no PDL";
+  if (number(row, "load_ms") > 0) key += fmt::format(" load {:.0f} ms", number(row, "load_ms"));
   if (!flag(row, "auto", false)) key += fmt::format(" {}", text(row, "config"));
   return key;
 }

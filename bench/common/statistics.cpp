@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace mixgemm::bench {
 
@@ -19,10 +20,13 @@ int model_copies(double bytes, double model_bytes) {
 
 int num_launches(double launch_us, int copies, double graph_us) {
   const double wanted = std::ceil(graph_us / std::max(launch_us, 0.5));
+  if (wanted < copies) return std::max(1, static_cast<int>(wanted));
   const int rounds = static_cast<int>(std::ceil(std::min<double>(wanted, kMaxLaunches) / copies));
   const int most = std::max(1, kMaxLaunches / copies);
   return copies * std::clamp(rounds, 1, most);
 }
+
+int num_graphs(int launches, int copies) { return copies / std::gcd(launches, copies); }
 
 Spread spread_of(std::vector<double> sample) {
   std::sort(sample.begin(), sample.end());

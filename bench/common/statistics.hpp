@@ -25,9 +25,14 @@ int num_copies(double bytes, bool overlapping);
 /// cold here, and a model that fits a cache stays in it.
 int model_copies(double bytes, double model_bytes);
 
-/// Launches in a graph: one per copy at least, kGraphUs in all, kMaxLaunches at most, whole rounds
-/// of the copies so that every copy counts alike.
+/// Launches in a graph, which lasts graph_us: whole rounds of the copies, so that every copy counts
+/// alike, kMaxLaunches at most; where a round takes longer than that, part of one. The next graph
+/// then goes on with the next copies. More launches would be more load than others had that need
+/// fewer copies, and at a lower clock.
 int num_launches(double launch_us, int copies, double graph_us = kGraphUs);
+
+/// Graphs of `launches` each, one after the other, until one begins with copy 0 again.
+int num_graphs(int launches, int copies);
 
 /// Median, smallest and largest of a non-empty sample; the mean of the middle two for even sizes.
 struct Spread {

@@ -77,9 +77,10 @@ class GemmBench {
   /// What a dense 16-bit product of the loaded layer needs and how wrong it is.
   struct Dense {
     double us = -1;
+    int launches = 0;
     ErrorNorms error;
   };
-  const Dense& dense(std::int64_t m);
+  const Dense& dense(std::int64_t m, const Protocol& protocol);
 
   void make_reference();
   void check_reference_on_cpu();
@@ -102,7 +103,7 @@ class GemmBench {
   std::int64_t max_m_ = 0;
   WeightPool weights_;
   std::map<std::tuple<std::int64_t, std::int64_t, WeightType>, Floors> floors_;
-  std::map<std::int64_t, Dense> dense_;  // by m, of the loaded layer
+  std::map<std::pair<std::int64_t, std::int64_t>, Dense> dense_;  // of the loaded layer, by m, load
 
   DeviceBuffer x_, y_, workspace_;
   DeviceBuffer weight_f64_, reference_;

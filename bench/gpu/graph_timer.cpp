@@ -2,6 +2,7 @@
 #include "gpu/graph_timer.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <numeric>
 #include <thread>
@@ -19,11 +20,13 @@ struct DestroyGraphExec {
 using Graph = std::unique_ptr<std::remove_pointer_t<cudaGraph_t>, DestroyGraph>;
 using GraphExec = std::unique_ptr<std::remove_pointer_t<cudaGraphExec_t>, DestroyGraphExec>;
 
-GraphExec capture(const GraphTimer::Launch& launch, int launches, int copies, cudaStream_t stream) {
+/// `launches` of them, the first one with copy `first`.
+GraphExec capture(const GraphTimer::Launch& launch, int first, int launches, int copies,
+                  cudaStream_t stream) {
   check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
   cudaGraph_t captured = nullptr;
   try {
-    for (int i = 0; i < launches; ++i) launch(i % copies, stream);
+    for (int i = 0; i < launches; ++i) launch((first + i) % copies, stream);
   } catch (...) {
     cudaStreamEndCapture(stream, &captured);  // the first failure is the one to report
     cudaGetLastError();
@@ -39,7 +42,7 @@ GraphExec capture(const GraphTimer::Launch& launch, int launches, int copies, cu
 
 }  // namespace
 
-double GraphTimer::estimate_us(const Launch& launch, int copies) const {
+double GraphTimer::estimate(const Launch& launch, int copies) const {
   // First touches (module load, shared-memory opt-in) stay out of the estimate.
   constexpr int kWarm = 2, kTimed = 3;
   for (int i = 0; i < kWarm; ++i) launch(i % copies, stream());
@@ -52,13 +55,26 @@ double GraphTimer::estimate_us(const Launch& launch, int copies) const {
 
 Timing GraphTimer::time(const Launch& launch, int copies, const Protocol& protocol) const {
   Timing timing;
-  timing.launches = num_launches(estimate_us(launch, copies), copies, protocol.graph_us);
-  const GraphExec graph = capture(launch, timing.launches, copies, stream());
-  const auto replay = [&] { check(cudaGraphLaunch(graph.get(), stream()), "cudaGraphLaunch"); };
+  const double estimate_us = estimate(launch, copies);
+  timing.launches = num_launches(estimate_us, copies, protocol.graph_us);
+  const double graph_ms = estimate_us * timing.launches * 1e-3;
+  const int warmups =
+      std::max(protocol.warmups, static_cast<int>(std::ceil(protocol.load.count() / graph_ms)));
+  // The rotation goes on from replay to replay.
+  std::vector<GraphExec> graphs;
+  const int distinct = std::min(num_graphs(timing.launches, copies), warmups + protocol.replays);
+  for (int i = 0; i < distinct; ++i) {
+    graphs.push_back(capture(launch, i * timing.launches, timing.launches, copies, stream()));
+  }
+  std::size_t next = 0;
+  const auto replay = [&] {
+    check(cudaGraphLaunch(graphs[next].get(), stream()), "cudaGraphLaunch");
+    next = (next + 1) % graphs.size();
+  };
 
   stream_.synchronize();
   std::this_thread::sleep_for(protocol.settle);
-  for (int i = 0; i < protocol.warmups; ++i) replay();
+  for (int i = 0; i < warmups; ++i) replay();
   std::vector<double> sample;
   for (int i = 0; i < protocol.replays; ++i) {
     start_.record(stream());
@@ -74,7 +90,7 @@ Timing GraphTimer::time(const Launch& launch, int copies, const Protocol& protoc
 }
 
 GraphTimer::Best GraphTimer::best_of(const std::vector<Launch>& candidates, int copies,
-                                     int finalists) const {
+                                     int finalists, const Protocol& protocol) const {
   struct Screened {
     double us;
     std::size_t index;
@@ -95,7 +111,7 @@ GraphTimer::Best GraphTimer::best_of(const std::vector<Launch>& candidates, int 
 
   Best best;
   for (const Screened& finalist : screened) {
-    const Timing timing = time(candidates[finalist.index], copies);
+    const Timing timing = time(candidates[finalist.index], copies, protocol);
     if (best.timing.launches == 0 || timing.us.median < best.timing.us.median) {
       best = {finalist.index, timing};
     }

@@ -22,6 +22,8 @@ struct Protocol {
   /// Idle time before. Under load the GPU lowers its clock to keep its power limit, and holds it
   /// there for a while: without a pause a measurement would inherit what the one before drew.
   std::chrono::milliseconds settle{50};
+  /// Under load for at least so long before the timed replays: clocks as in steady work.
+  std::chrono::milliseconds load{0};
 };
 /// For choosing among candidates, of which the best are then measured in full.
 inline constexpr Protocol kScreening{.graph_us = 1000, .warmups = 1, .replays = 3, .settle = {}};
@@ -49,13 +51,14 @@ class GraphTimer {
     std::size_t index = 0;
     Timing timing;
   };
-  Best best_of(const std::vector<Launch>& candidates, int copies, int finalists = 2) const;
+  Best best_of(const std::vector<Launch>& candidates, int copies, int finalists = 2,
+               const Protocol& protocol = {}) const;
 
   cudaStream_t stream() const { return stream_.get(); }
   void synchronize() const { stream_.synchronize(); }
 
  private:
-  double estimate_us(const Launch& launch, int copies) const;
+  double estimate(const Launch& launch, int copies) const;  // µs of one
 
   const ClockReader& clock_;
   Stream stream_;

@@ -34,6 +34,11 @@ Status check_options(const Options& options) {
       return {StatusCode::invalid_argument, "activations must be fp16 or bf16; got f32"};
     }
   }
+  if (options.load_ms < 0 || (options.load_ms > 0 && options.mode != Mode::gemm)) {
+    return {StatusCode::invalid_argument,
+            fmt::format("load_ms must be 0 or more, and 0 unless the mode is gemm; got {}",
+                        options.load_ms)};
+  }
   if (!(options.timeout_s >= 0)) {
     return {StatusCode::invalid_argument,
             fmt::format("the timeout must be 0 (none) or more seconds; got {}", options.timeout_s)};

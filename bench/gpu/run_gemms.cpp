@@ -44,7 +44,10 @@ Summary run_gemms(const Options& options, const Callbacks& callbacks) {
           const double part = static_cast<double>(i) / static_cast<double>(kernels.size());
           rows.progress((done + part) / total,
                         fmt::format("{} {} M={}", shape.layer, act_name(act), m));
-          rows.add(bench.measure({.m = m, .kernel = kernels[i], .pdl = options.pdl}));
+          Protocol protocol;
+          protocol.load = std::chrono::milliseconds(options.load_ms);
+          rows.add(bench.measure(
+              {.m = m, .kernel = kernels[i], .pdl = options.pdl, .protocol = protocol}));
         }
         ++done;
       }

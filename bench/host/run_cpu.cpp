@@ -69,6 +69,10 @@ Result<Summary> run_cpu(const Options& options, const Callbacks& callbacks) {
   if (options.mode != Mode::gemm) {
     return Status(StatusCode::unsupported, "mode must be gemm on the CPU; got another");
   }
+  if (options.load_ms != 0) {
+    return Status(StatusCode::invalid_argument,
+                  fmt::format("load_ms must be 0 on the CPU; got {}", options.load_ms));
+  }
   const auto& shapes = options.shapes.empty() ? default_shapes() : options.shapes;
   // Few token counts: large ones take seconds a call here.
   const auto tokens =

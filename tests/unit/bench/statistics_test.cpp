@@ -36,14 +36,26 @@ TEST(Launches, EveryCopyCountsAlikeAndGraphsLastLongEnough) {
   for (const int copies : {1, 2, 4, 7, 48, 300, 512}) {
     for (double us = 0.5; us < 2e4; us *= 1.9) {
       const int launches = num_launches(us, copies);
-      EXPECT_EQ(launches % copies, 0) << copies << " " << us;
-      EXPECT_GE(launches, copies);
+      EXPECT_GE(launches, 1);
       EXPECT_LE(launches, kMaxLaunches);
-      if (launches + copies <= kMaxLaunches) {
+      if (copies * us <= kGraphUs) {
+        EXPECT_EQ(launches % copies, 0) << copies << " " << us;
+        if (launches + copies <= kMaxLaunches) {
+          EXPECT_GE(launches * us, kGraphUs) << copies << " " << us;
+        }
+      } else {  // no more load than the time needs: part of a round
         EXPECT_GE(launches * us, kGraphUs) << copies << " " << us;
+        EXPECT_LT((launches - 1) * us, kGraphUs) << copies << " " << us;
       }
     }
   }
+}
+
+TEST(Launches, GraphsWalkOnThroughTheCopies) {
+  EXPECT_EQ(num_graphs(12, 4), 1);
+  EXPECT_EQ(num_graphs(1, 4), 4);
+  EXPECT_EQ(num_graphs(6, 31), 31);
+  EXPECT_EQ(num_graphs(6, 4), 2);
 }
 
 TEST(Spread, MedianOfOddAndEvenSamples) {

@@ -510,6 +510,7 @@ TEST_F(Cli, BenchRefusesWrongShapes) {
   expect_failure({"bench", "--shapes", path("bad.json")}, 5, {"bad.json", "k"});
   expect_failure({"bench", "--layer", "gpt5.qkv"}, 3, {"llama8b.qkv", "gpt5.qkv"});
   expect_failure({"bench", "--act", "fp8"}, 2, {"--act", "fp8"});
+  expect_failure({"bench", "--device", "cpu", "--load-ms", "100"}, 2, {"load_ms", "CPU", "100"});
   expect_failure({"bench", "--layer", "llama8b.o", "-o", path("no_folder/rows.jsonl")}, 4,
                  {"no_folder"});
 }
