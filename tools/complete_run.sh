@@ -66,7 +66,7 @@ bench load --m 2048,8192 --layer llama8b.qkv,llama8b.down,llama70b.o,llama70b.ga
 bench chains --m 1,8,16 --mode chain -o "$out/chains.jsonl"
 (cd "$out" && cat load.jsonl group32.jsonl zeros.jsonl int8.jsonl nopdl.jsonl chains.jsonl >more.jsonl)
 for tool in initcheck memcheck synccheck racecheck; do
-  TOOLS=$tool step "$tool" 90 "$root/tests/kernels/run.sh" "$bin/mixgemm_gpu_tests" "$out/$tool" \
+  TOOLS=$tool step "$tool" 150 "$root/tests/kernels/run.sh" "$bin/mixgemm_gpu_tests" "$out/$tool" \
     "$commit" sanitizers
 done
 

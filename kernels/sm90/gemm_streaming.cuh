@@ -64,6 +64,10 @@ struct StreamingKernel {
   // A pair of k-blocks whose chains of MMAs are too few to hide each other's latency has two each.
   static constexpr int kChains = kStrips * kTokenTiles <= 3 ? 2 : 1;
 
+  // Two k-blocks of fine groups at a time: from four strips on, one has work enough to hide
+  // latency, and registers run out.
+  static constexpr bool kPairsOfFineBlocks = kKBlocks > 1 && kStrips* kTokenTiles <= 3;
+
   static constexpr bool kRowsCombined = kF16 && kInt4;  // row g's codes hold row g + 8's as well
 
   // The lanes side by side copy 16 bytes each: of several tokens at once, or of one token in turns.
@@ -293,7 +297,7 @@ struct StreamingKernel {
       }
     }
     constexpr int kSteps = 4 * kBlocks;
-    constexpr int kChainsPerFlush = kBlocks == 1 ? 1 : kChains;
+    constexpr int kChainsPerFlush = kStepsPerFlush <= 4 ? 1 : kChains;
     constexpr int kFlushes = kSteps / kStepsPerFlush;
     Fragment group_x[kFlushes];  // Σ x
 #pragma unroll
@@ -402,6 +406,12 @@ struct StreamingKernel {
 #pragma unroll 1
         for (; block < chunk.count; ++block) multiply<1, 1>(stage, stage_x, chunk, block, sum);
         return;
+      }
+      if constexpr (kPairsOfFineBlocks) {
+#pragma unroll 1
+        for (; block + 1 < chunk.count; block += 2) {
+          multiply<2, 2>(stage, stage_x, chunk, block, sum);
+        }
       }
     } else if constexpr (kKBlocks > 1) {
       const bool in_pairs = (1 << p.group_shift) >= 2 * layout::kBlockK;

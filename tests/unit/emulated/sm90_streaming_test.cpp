@@ -40,6 +40,7 @@ const Kernel kKernels[] = {
     kernel<kF16, kInt8, Quant::column, false, 32, 16, 256, 1>(),
     kernel<kF16, kInt8, Quant::group, true, 16, 24, 64, 1>(),
     kernel<kBf16, kInt4, Quant::group, false, 48, 16, 128>(),
+    kernel<kBf16, kInt4, Quant::group, true, 48, 8, 128>(),
     kernel<kBf16, kInt8, Quant::group_zero, false, 32, 8, 128>(),
 };
 
