@@ -44,8 +44,7 @@ step tests 150 "$root/tests/kernels/run.sh" "$bin/mixgemm_gpu_tests" "$out/tests
 cp "$out/tests/summary.json" "$out/summary.json" 2>/dev/null
 
 cp "$cache" "$out/tuning.json" || exit 1
-# One token to four take what their kernels had before: tune them by hand when those change.
-step tune 200 "$bin/mixgemm" tune --device cuda --act fp16,bf16 --m "${TUNE_M:-8,16,32,64,128,256,512,1024,2048,4096,8192}" \
+step tune 240 "$bin/mixgemm" tune --device cuda --act fp16,bf16 --m "${TUNE_M:-1,2,4,8,16,32,64,128,256,512,1024,2048,4096,8192}" \
   --seconds 0.2 --force -o "$out/tuning.json"
 for family in "--group 32" "--zero integer"; do
   # shellcheck disable=SC2086  # an option and its value
