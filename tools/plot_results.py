@@ -31,7 +31,7 @@ def chosen_rows(rows, act):
     """{(layer, m): row} of what plans picked, int4 g128 without zeros under PDL."""
     return {(row["layer"], row["m"]): row for row in rows
             if row.get("auto") and row.get("us") and row.get("ok", True) and row["act"] == act
-            and row["pdl"] and (row["weight"], row["group"], row["zero"]) == ("int4", 128, "none")
+            and not row.get("load_ms") and row["pdl"] and (row["weight"], row["group"], row["zero"]) == ("int4", 128, "none")
             and row.get("ideal_us")}
 
 

@@ -89,6 +89,8 @@ std::vector<Section> sections_of(const std::vector<Json>& rows) {
                     group == 0 ? std::string("per column") : fmt::format("g{}", group));
     if (text(json, "zero") != "none") name += fmt::format(", {} zeros", text(json, "zero"));
     if (!cpu && !flag(json, "pdl")) name += ", without PDL";
+    const bool loaded = number(json, "load_ms") > 0;
+    if (loaded) name += fmt::format(", after {:.0f} ms of load", number(json, "load_ms"));
     const std::string key = text(json, "gpu") + name;
     const auto [at, is_new] = index.emplace(key, sections.size());
     if (is_new) {
@@ -97,8 +99,8 @@ std::vector<Section> sections_of(const std::vector<Json>& rows) {
       section.gpu = text(json, "gpu");
       section.cpu = cpu;
       section.act = text(json, "act");
-      section.plain = !cpu && flag(json, "pdl") && text(json, "weight") == "int4" && group == 128 &&
-                      text(json, "zero") == "none";
+      section.plain = !cpu && !loaded && flag(json, "pdl") && text(json, "weight") == "int4" &&
+                      group == 128 && text(json, "zero") == "none";
       sections.push_back(section);
     }
     Row row;

@@ -51,6 +51,21 @@ TEST(Report, HasEveryPartForEveryActivationType) {
   EXPECT_THAT(html, Not(HasSubstr("inf\"")));
 }
 
+TEST(Report, RowsUnderLoadStandApart) {
+  ReportInput input = committed();
+  const std::size_t peaceful = input.rows.size();
+  for (std::size_t i = 0; i < peaceful; ++i) {
+    Json row = input.rows[i];
+    if (row.value("act", "") != "fp16" || !row.contains("config")) continue;
+    row["load_ms"] = 500;
+    row["us"] = 2 * row.value("us", 1.0);
+    input.rows.push_back(row);
+  }
+  const std::string html = report_html(input);
+  EXPECT_EQ(count(html, "<h3>Time over M</h3>"), 3u);
+  EXPECT_THAT(html, HasSubstr("fp16 × int4 g128, after 500 ms of load"));
+}
+
 TEST(Report, NeedsNoNetworkAndNoScript) {
   const std::string html = report_html(committed());
   for (const char* outside : {"http:", "https:", "<script", "<link", "@import", "url(", "src="}) {
