@@ -406,6 +406,9 @@ struct MultistageKernel {
   static constexpr int kQuads = kTileN / 4;
   static constexpr int kThreadQuads = kSlabRows * kQuads / kThreads;
   static constexpr int kBatch = kThreadQuads < 4 ? kThreadQuads : 4;  // at a time: loads overlap
+  // Contributors whose sums are read at a time, where registers hold them beside the warp's own.
+  static constexpr int kAtOnce =
+      multi_warp_rows(kConfig) * multi_warp_tokens(kConfig) / kWarpSize <= 64 ? 3 : 1;
   static_assert(kThreadQuads * kThreads == kSlabRows * kQuads && kThreadQuads % kBatch == 0);
 
   /// This warp's sums of its tokens [first, first + kSlabTokens) → slab.
@@ -494,22 +497,33 @@ struct MultistageKernel {
       }
       return;
     }
+    // Several contributors' sums are on their way at a time: one after the other, each would take a
+    // round trip.
 #pragma unroll 1
-    for (int c = 0; c < contributors; ++c) {
-      if (!work.contributes(first + c)) continue;
-      const auto* const in =
-          reinterpret_cast<const float4*>(device::workspace_tile<kTile>(p, first + c, slots));
-      float4 v[kBatch];
+    for (int c = 0; c < contributors; c += kAtOnce) {
+      float4 v[kAtOnce][kBatch];
+      bool adds[kAtOnce];
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        v[b] = inside[b] ? __ldcg(in + at[b]) : make_float4(0.f, 0.f, 0.f, 0.f);
+      for (int i = 0; i < kAtOnce; ++i) {
+        adds[i] = c + i < contributors && work.contributes(first + c + i);
+        if (!adds[i]) continue;
+        const auto* const in = reinterpret_cast<const float4*>(
+            device::workspace_tile<kTile>(p, first + c + i, slots));
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+          v[i][b] = inside[b] ? __ldcg(in + at[b]) : make_float4(0.f, 0.f, 0.f, 0.f);
+        }
       }
 #pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        sum[b][0] += v[b].x;
-        sum[b][1] += v[b].y;
-        sum[b][2] += v[b].z;
-        sum[b][3] += v[b].w;
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (!adds[i]) continue;
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+          sum[b][0] += v[i][b].x;
+          sum[b][1] += v[i][b].y;
+          sum[b][2] += v[i][b].z;
+          sum[b][3] += v[i][b].w;
+        }
       }
     }
 #pragma unroll
