@@ -406,10 +406,129 @@ struct MultistageKernel {
   static constexpr int kQuads = kTileN / 4;
   static constexpr int kThreadQuads = kSlabRows * kQuads / kThreads;
   static constexpr int kBatch = kThreadQuads < 4 ? kThreadQuads : 4;  // at a time: loads overlap
-  // Contributors whose sums are read at a time, where registers hold them beside the warp's own.
-  static constexpr int kAtOnce =
-      multi_warp_rows(kConfig) * multi_warp_tokens(kConfig) / kWarpSize <= 64 ? 3 : 1;
   static_assert(kThreadQuads * kThreads == kSlabRows * kQuads && kThreadQuads % kBatch == 0);
+
+  // Sums between warps or CTAs travel as they lie in registers, [vector][thread of the first k
+  // share]: vector v is acc[v / kRowVectors][v % kRowVectors], of the warp's tokens 8·(v %
+  // kRowVectors) on.
+  static constexpr int kOwners = kThreads / kWarpsK;
+  static constexpr int kRowVectors = 2 * kTokenPairs;
+  static constexpr int kVectors = kStrips * kRowVectors;
+  static_assert(kVectors * kOwners * 4 == kTileN * kTileM);
+
+  /// Tokens of vector v that exist.
+  __device__ __forceinline__ bool has_tokens(const device::WorkItem& item, int v) const {
+    return item.tile_m * kTileM + warp_m * kWarpTokens + 8 * (v % kRowVectors) < p.m;
+  }
+  static __device__ __forceinline__ float4 vector(const Accumulators& acc, int v) {
+    const float(&a)[4] = acc[v / kRowVectors][v % kRowVectors];
+    return make_float4(a[0], a[1], a[2], a[3]);
+  }
+  static __device__ __forceinline__ void add(Accumulators& acc, int v, const float4& more) {
+    float(&a)[4] = acc[v / kRowVectors][v % kRowVectors];
+    a[0] += more.x;
+    a[1] += more.y;
+    a[2] += more.z;
+    a[3] += more.w;
+  }
+
+  /// The sums of all warps that split K, in the first ones; as many vectors at a time as two ring
+  /// stages hold.
+  __device__ __forceinline__ void sum_over_warps(Accumulators& acc) const {
+    constexpr int kFit = 2 * kStageBytes / ((kWarpsK - 1) * kOwners * 16);
+    static_assert(kFit >= 1);
+    constexpr int kAtATime = kFit < kVectors ? kFit : kVectors;
+    auto* const shares = reinterpret_cast<float4*>(smem) + threadIdx.x % kOwners;
+#pragma unroll
+    for (int begin = 0; begin < kVectors; begin += kAtATime) {
+      const int end = begin + kAtATime < kVectors ? begin + kAtATime : kVectors;
+      __syncthreads();  // nobody reads the ring, or the vectors before, any more
+      if (warp_k > 0) {
+#pragma unroll
+        for (int v = begin; v < end; ++v) {
+          shares[((warp_k - 1) * kAtATime + v - begin) * kOwners] = vector(acc, v);
+        }
+      }
+      __syncthreads();
+      if (warp_k > 0) continue;
+#pragma unroll
+      for (int w = 1; w < kWarpsK; ++w) {
+#pragma unroll
+        for (int v = begin; v < end; ++v) {
+          add(acc, v, shares[((w - 1) * kAtATime + v - begin) * kOwners]);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ float4* partial(int slot) const {
+    constexpr int kTile = kTileN * kTileM;
+    return reinterpret_cast<float4*>(device::workspace_tile<kTile>(p, slot, gridDim.z)) +
+           threadIdx.x;
+  }
+
+  /// Leaves the sums in the workspace for the CTA that finishes the tile.
+  __device__ __forceinline__ void leave_partial(const Accumulators& acc,
+                                                const device::WorkItem& item) const {
+    const int mine = blockIdx.z;
+    if (warp_k == 0) {
+      float4* const out = partial(mine);
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        if (has_tokens(item, v)) out[v * kOwners] = vector(acc, v);
+      }
+    }
+    __syncthreads();  // all of them are written, and the next item may fill the ring
+    if (threadIdx.x == 0) ptx::st_release_gpu(device::workspace_flag(p, mine), p.flag_tag);
+  }
+
+  /// Adds what CTAs [first, first + count) left, in order, once it is there, and clears their flags
+  /// for the next launch. What registers hold is read at once: a round trip each would add up.
+  __device__ __forceinline__ void take_partials(Accumulators& acc, const device::WorkItem& item,
+                                                const device::TileScheduler& work, int first,
+                                                int count) const {
+    constexpr int kRead = kVectors <= 16 ? 16 : kZeros ? 4 : 8;  // vectors
+    constexpr int kPart = kVectors < kRead ? kVectors : kRead;
+    constexpr int kAtOnce = kRead / kPart;  // CTAs
+    static_assert(kVectors % kPart == 0);
+    for (int c = threadIdx.x; c < count; c += kThreads) {
+      if (!work.contributes(first + c)) continue;
+      while (ptx::ld_acquire_gpu(device::workspace_flag(p, first + c)) != p.flag_tag) {
+        __nanosleep(20);
+      }
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int c = 0; warp_k == 0 && c < count; c += kAtOnce) {
+      bool adds[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) adds[i] = c + i < count && work.contributes(first + c + i);
+#pragma unroll
+      for (int begin = 0; begin < kVectors; begin += kPart) {
+        float4 more[kAtOnce][kPart];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          const float4* const in = partial(first + c + i);
+#pragma unroll
+          for (int v = 0; v < kPart; ++v) {
+            if (adds[i] && has_tokens(item, begin + v)) {
+              more[i][v] = __ldcg(in + (begin + v) * kOwners);
+            }
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+          for (int v = 0; v < kPart; ++v) {
+            if (adds[i] && has_tokens(item, begin + v)) add(acc, begin + v, more[i][v]);
+          }
+        }
+      }
+    }
+    for (int c = threadIdx.x; c < count; c += kThreads) {
+      if (work.contributes(first + c)) *device::workspace_flag(p, first + c) = 0;
+    }
+  }
 
   /// This warp's sums of its tokens [first, first + kSlabTokens) → slab.
   __device__ __forceinline__ void put_sums(const Accumulators& acc, int first) const {
@@ -417,7 +536,7 @@ struct MultistageKernel {
                         (warp_k * kSlabRows + warp_m * kSlabTokens + 2 * (lane % 4)) * kSlabPitch +
                         warp_n * multi_warp_rows(kConfig) + lane / 4;
 #pragma unroll
-    for (int j = 0; j < 2 * kTokenPairs; ++j) {
+    for (int j = 0; j < kRowVectors; ++j) {
       if (8 * j / kSlabTokens * kSlabTokens != first) continue;
 #pragma unroll
       for (int s = 0; s < kStrips; ++s) {
@@ -430,107 +549,53 @@ struct MultistageKernel {
     }
   }
 
-  /// A finished or partial tile, kSlabTokens tokens of each warp at a time: sums over the warps
-  /// that split K, then to the workspace, or with what others left there through the epilogue to Y.
-  __device__ __forceinline__ void finish(const Accumulators& acc, const device::WorkItem& item,
+  /// A whole tile → Y, or one of several ranges along K: to the workspace, or with what others left
+  /// there to Y. kSlabTokens tokens of each warp at a time go through the epilogue.
+  __device__ __forceinline__ void finish(Accumulators& acc, const device::WorkItem& item,
                                          const device::TileScheduler& work) const {
-    const int mine = blockIdx.z, slots = gridDim.z;
     const int first = item.first_contributor;
-    const int contributors = item.finishes() && first >= 0 ? mine - first : 0;
-    for (int c = threadIdx.x; c < contributors; c += kThreads) {
-      if (!work.contributes(first + c)) continue;
-      while (ptx::ld_acquire_gpu(device::workspace_flag(p, first + c)) != p.flag_tag) {
-        __nanosleep(20);
-      }
+    const bool split = !item.finishes() || first >= 0;
+    if (split) {
+      if constexpr (kWarpsK > 1) sum_over_warps(acc);
+      if (!item.finishes()) return leave_partial(acc, item);
+      take_partials(acc, item, work, first, static_cast<int>(blockIdx.z) - first);
     }
 #pragma unroll 1
     for (int chunk = 0; chunk < kWarpTokens; chunk += kSlabTokens) {
       if (item.tile_m * kTileM + chunk >= p.m) break;
       __syncthreads();  // nobody reads the ring, or the slab's last content, any more
-      put_sums(acc, chunk);
+      if (!split || warp_k == 0) put_sums(acc, chunk);
       __syncthreads();
 #pragma unroll 1
       for (int e = threadIdx.x; e < kSlabRows * kQuads; e += kThreads * kBatch) {
-        finish_batch(e, chunk, item, work, first, contributors, slots);
+        finish_batch(e, chunk, item, split ? 1 : kWarpsK);
       }
     }
-    // All partial sums are written, and the next item may fill the ring, where the slab lies.
-    __syncthreads();
-    if (!item.finishes() && threadIdx.x == 0) {
-      ptx::st_release_gpu(device::workspace_flag(p, mine), p.flag_tag);
-    }
-    for (int c = threadIdx.x; c < contributors; c += kThreads) {
-      if (work.contributes(first + c)) *device::workspace_flag(p, first + c) = 0;
-    }
+    __syncthreads();  // the next item may fill the ring, where the slab lies
   }
 
-  /// Quads e, e + kThreads, … of a slab whose first token is each warp's number `chunk`.
+  /// Quads e, e + kThreads, … of a slab whose first token is each warp's number `chunk`, the sums
+  /// of `shares` warps each.
   __device__ __forceinline__ void finish_batch(int e, int chunk, const device::WorkItem& item,
-                                               const device::TileScheduler& work, int first,
-                                               int contributors, int slots) const {
-    float sum[kBatch][4];
-    int at[kBatch];  // float4 of the partial tile, [token][row]
-    bool inside[kBatch];
+                                               int shares) const {
 #pragma unroll
     for (int b = 0; b < kBatch; ++b) {
       const int row = (e + b * kThreads) / kQuads, quad = (e + b * kThreads) % kQuads;
       const int token = row / kSlabTokens * kWarpTokens + chunk + row % kSlabTokens;
-      at[b] = token * kQuads + quad;
-      inside[b] = item.tile_m * kTileM + token < p.m && item.tile_n * kTileN + 4 * quad < p.n;
+      const int n = item.tile_n * kTileN + 4 * quad, m = item.tile_m * kTileM + token;
+      if (m >= p.m || n >= p.n) continue;
       const float* const slab = reinterpret_cast<const float*>(smem) + row * kSlabPitch + 4 * quad;
+      float sum[4];
 #pragma unroll
       for (int w = 0; w < kWarpsK; ++w) {
+        if (w >= shares) break;
         const float4 v = *reinterpret_cast<const float4*>(slab + w * kSlabRows * kSlabPitch);
-        sum[b][0] = w == 0 ? v.x : sum[b][0] + v.x;
-        sum[b][1] = w == 0 ? v.y : sum[b][1] + v.y;
-        sum[b][2] = w == 0 ? v.z : sum[b][2] + v.z;
-        sum[b][3] = w == 0 ? v.w : sum[b][3] + v.w;
+        sum[0] = w == 0 ? v.x : sum[0] + v.x;
+        sum[1] = w == 0 ? v.y : sum[1] + v.y;
+        sum[2] = w == 0 ? v.z : sum[2] + v.z;
+        sum[3] = w == 0 ? v.w : sum[3] + v.w;
       }
-    }
-    constexpr int kTile = kTileN * kTileM;
-    if (!item.finishes()) {
-      auto* const out =
-          reinterpret_cast<float4*>(device::workspace_tile<kTile>(p, blockIdx.z, slots));
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        if (inside[b]) out[at[b]] = make_float4(sum[b][0], sum[b][1], sum[b][2], sum[b][3]);
-      }
-      return;
-    }
-    // Several contributors' sums are on their way at a time: one after the other, each would take a
-    // round trip.
-#pragma unroll 1
-    for (int c = 0; c < contributors; c += kAtOnce) {
-      float4 v[kAtOnce][kBatch];
-      bool adds[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        adds[i] = c + i < contributors && work.contributes(first + c + i);
-        if (!adds[i]) continue;
-        const auto* const in = reinterpret_cast<const float4*>(
-            device::workspace_tile<kTile>(p, first + c + i, slots));
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
-          v[i][b] = inside[b] ? __ldcg(in + at[b]) : make_float4(0.f, 0.f, 0.f, 0.f);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (!adds[i]) continue;
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
-          sum[b][0] += v[i][b].x;
-          sum[b][1] += v[i][b].y;
-          sum[b][2] += v[i][b].z;
-          sum[b][3] += v[i][b].w;
-        }
-      }
-    }
-#pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      if (!inside[b]) continue;
-      Quad::finish(p, sum[b], item.tile_n * kTileN + at[b] % kQuads * 4,
-                   item.tile_m * kTileM + at[b] / kQuads);
+      Quad::finish(p, sum, n, m);
     }
   }
 };
