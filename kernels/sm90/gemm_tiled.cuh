@@ -270,7 +270,22 @@ struct TiledKernel {
 
   /// Every other warp, in a cluster that only splits K: by now its other CTAs have barriers, too.
   __device__ __forceinline__ void meet_late() const {
-    if (cluster_size() > 1 && p.cluster_n * p.cluster_m == 1) ptx::barrier_cluster_wait();
+    if (only_splits_k()) ptx::barrier_cluster_wait();
+  }
+  __device__ __forceinline__ bool only_splits_k() const {
+    return p.cluster_k > 1 && p.cluster_n * p.cluster_m == 1;
+  }
+
+  // No CTA of a cluster may exit while others multicast into its memory or arrive on its barriers,
+  // or while a copy of its sums is on the way to them.
+
+  /// Every warp, once: it needs nothing more of the other CTAs' memory.
+  __device__ __forceinline__ void leave() const {
+    if (cluster_size() > 1) ptx::barrier_cluster_arrive_relaxed();
+  }
+  /// Every warp, before it exits.
+  __device__ __forceinline__ void await_others() const {
+    if (cluster_size() > 1) ptx::barrier_cluster_wait();
   }
 
   // ---- consumer -------------------------------------------------------------------------------
@@ -578,7 +593,7 @@ struct TiledKernel {
   }
 
   /// cluster_k: the sums of all CTAs of the cluster for this one's share of the tokens. A cluster
-  /// has one tile. A CTA's exit needs no barrier: what the others do to it, it has waited for.
+  /// has one tile.
   __device__ __forceinline__ void add_up_cluster(const Output& output, Accumulators& acc,
                                                  const typename Output::Tokens& share) const {
     const int sharers = p.cluster_n * p.cluster_m;
@@ -608,6 +623,7 @@ struct TiledKernel {
       if (thread < p.cluster_k && thread != place.z) output.send(parcel);
     }
     ptx::mbarrier_wait(ring.received(), 0);
+    if (only_splits_k()) leave();
     output.take_share(acc, stages_base, share, place.z);
   }
 };
@@ -636,6 +652,7 @@ __global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.
     ptx::setmaxnreg_dec<kProducerRegisters>();
     kernel.produce();
     kernel.meet_late();
+    kernel.leave();
   } else {
     if (threadIdx.x == 0) {
       if (p.x_by_tma) ptx::prefetch_tensormap(p.x_map);
@@ -650,12 +667,9 @@ __global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.
     if (p.pdl) ptx::griddepcontrol_launch_dependents();
     ptx::setmaxnreg_inc<consumer_registers(kConfig)>();
     kernel.consume(warp / 4);
+    if (!kernel.only_splits_k()) kernel.leave();  // else in add_up_cluster, before the epilogue
   }
-  // No CTA may leave while peers multicast into its memory or arrive on its barriers.
-  if (p.cluster_n * p.cluster_m > 1) {
-    ptx::barrier_cluster_arrive_relaxed();
-    ptx::barrier_cluster_wait();
-  }
+  kernel.await_others();
 }
 
 }  // namespace mixgemm

@@ -17,6 +17,7 @@
 #include "api/plan_impl.hpp"
 #include "launch/cuda_backend.hpp"
 #include "launch/device.hpp"
+#include "launch/driver_launch.hpp"
 #include "launch/geometry.hpp"
 #include "launch/tensor_maps.hpp"
 #include "registry.hpp"
@@ -50,6 +51,7 @@ struct PreparedLaunch {
   LaunchConfig config;
   launch::Geometry geometry;
   Params params;
+  DriverKernel kernel;
 };
 using LaunchPtr = std::shared_ptr<const PreparedLaunch>;
 
@@ -69,6 +71,7 @@ Result<LaunchPtr> prepare(const DeviceContext& device, const KernelEntry& entry,
                     entry.id, problem.k, g.tiles_m, g.tiles_n, problem.m, problem.n, g.grid_z));
   }
   made->params = launch::params_template(entry.config, config, problem, made->geometry);
+  made->kernel = driver_kernel(entry.function);
   return LaunchPtr(made);
 }
 
@@ -110,12 +113,17 @@ class CudaPlan final : public Plan::Impl {
   }
 
   Status run(const RunArgs& args) const override {
-    int current = -1;
-    if (cudaError_t error = cudaGetDevice(&current); error != cudaSuccess) return failed(error);
-    if (current != device_.ordinal) {
-      return Status(StatusCode::invalid_argument,
-                    fmt::format("the current device must be {}, where the plan was made; got {}",
-                                device_.ordinal, current));
+    // The context that the kernel was found in is of this device.
+    const ContextId context = current_context();
+    const bool by_driver = context != 0 && context == main_->kernel.context;
+    if (!by_driver) {
+      int current = -1;
+      if (cudaError_t error = cudaGetDevice(&current); error != cudaSuccess) return failed(error);
+      if (current != device_.ordinal) {
+        return Status(StatusCode::invalid_argument,
+                      fmt::format("the current device must be {}, where the plan was made; got {}",
+                                  device_.ordinal, current));
+      }
     }
     const Problem& problem = this->problem();
     const bool tma = launch::x_by_tma(problem.m, args.x, args.ldx);
@@ -158,7 +166,7 @@ class CudaPlan final : public Plan::Impl {
                   launch::rows_take_vectors(problem.m, problem.n, args.residual, args.ldr);
     // SM80 code can't wait for the kernel before it: that one's end must be the stream's business.
     p.pdl = args.pdl && entry_.config.arch == 90;
-    return enqueue(*launch, p, static_cast<cudaStream_t>(args.stream));
+    return enqueue(*launch, p, static_cast<cudaStream_t>(args.stream), by_driver);
   }
 
  private:
@@ -189,7 +197,8 @@ class CudaPlan final : public Plan::Impl {
     return encode(launch::groups_map(c, args.weight, args.weight.zeros), p.zeros_map);
   }
 
-  Status enqueue(const PreparedLaunch& launch, Params& params, cudaStream_t stream) const {
+  Status enqueue(const PreparedLaunch& launch, Params& params, cudaStream_t stream,
+                 bool by_driver) const {
     cudaLaunchAttribute attrs[2];
     unsigned num_attrs = 0;
     if (launch.config.cluster_size() > 1) {
@@ -215,6 +224,7 @@ class CudaPlan final : public Plan::Impl {
     config.attrs = attrs;
     config.numAttrs = num_attrs;
     void* kernel_args[] = {&params};
+    if (by_driver && launch_by_driver(launch.kernel, config, kernel_args)) return Status();
     const cudaError_t error = cudaLaunchKernelExC(&config, entry_.function, kernel_args);
     return error == cudaSuccess ? Status() : failed(error);
   }

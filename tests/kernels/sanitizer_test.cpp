@@ -3,6 +3,9 @@
 // slows kernels down by orders of magnitude.
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <cstdio>
+
 #include "gpu_case.hpp"
 #include "some_kernels.hpp"
 
@@ -24,7 +27,7 @@ TEST_P(Sanitizer, OneOfEachKind) {
   const std::size_t mark = session.arena->mark();
   int number = 0;
   for (const int m : {5, 130}) {
-    for (const SomeKernel& kernel : some_kernels(m, 512)) {
+    for (const SomeKernel& kernel : some_kernels(m, 512, Rings::racecheck)) {
       if (number++ % kShares != GetParam()) continue;
       const TestWeight weight(*session.arena, 300, 520, kernel.spec, 3, session.stream);
       const TestInputs in(*session.arena, weight, m, kernel.act, 4, session.stream);
@@ -32,8 +35,15 @@ TEST_P(Sanitizer, OneOfEachKind) {
       run.epilogue = {true, true, Activation::gelu};
       run.repeat = true;
       run.mechanism = "sanitizer set";
+      // Named before it runs: under a sanitizer, some take a minute, and a log should say which.
+      std::printf("M = %d, %s: ", m, kernel.config_id.c_str());
+      std::fflush(stdout);
+      const auto start = std::chrono::steady_clock::now();
       runner.run(weight, in, kernel.config_id, run);
       runner.collect();
+      const std::chrono::duration<double, std::milli> took =
+          std::chrono::steady_clock::now() - start;
+      std::printf("%.0f ms\n", took.count());
       session.arena->reset(mark);
     }
   }

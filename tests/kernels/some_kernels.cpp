@@ -12,7 +12,7 @@
 
 namespace mixgemm::gpu_test {
 
-std::vector<SomeKernel> some_kernels(int m, int k) {
+std::vector<SomeKernel> some_kernels(int m, int k, Rings rings) {
   std::vector<SomeKernel> result;
   std::set<std::tuple<int, Schedule, DataType, WeightType, Quant, bool>> seen;
   const select::DeviceFacts& facts = device_facts();
@@ -41,7 +41,8 @@ std::vector<SomeKernel> some_kernels(int m, int k) {
       l.cluster_k = cluster_k;
       l.split_k = split_k;
       l.stream_k = stream_k;
-      l.stages = std::max(2, std::min(4, select::deepest_ring(c, m)));
+      const bool whole = rings == Rings::racecheck && cluster_k > 1 && cluster_n * cluster_m == 1;
+      l.stages = std::max(2, std::min(whole ? kMaxStages : 4, select::deepest_ring(c, m)));
       if (select::why_unfit(c, l, p, facts, true) != nullptr) return;
       result.push_back({select::config_id(entry.id, p.weight.group_size, l), p.act, p.weight});
     };
