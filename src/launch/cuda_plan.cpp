@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <random>
 #include <span>
 #include <string>
@@ -257,11 +258,10 @@ Result<ImplPtr> make_plan(const Problem& problem, const DeviceContext& device,
 
 /// The first of the ranked candidates that the device can hold.
 Result<ImplPtr> plan_best(const Problem& problem, const DeviceContext& device,
-                          std::span<const KernelEntry* const> kernels, const std::string& why) {
-  Status last(StatusCode::unsupported,
-              fmt::format("no launch of {} suits the problem",
-                          kernels.size() == 1 ? kernels[0]->id : "any kernel"));
-  for (const auto& c : select::rank(problem, kernels, device.facts, kKept)) {
+                          std::span<const select::Candidate> ranked, const std::string& what,
+                          const std::string& why) {
+  Status last(StatusCode::unsupported, fmt::format("no launch of {} suits the problem", what));
+  for (const select::Candidate& c : ranked) {
     auto made = make_plan(problem, device, *c.entry, c.launch, true, why);
     if (made) return made;
     last = made.status();
@@ -295,7 +295,10 @@ Result<ImplPtr> plan_by_id(const Problem& problem, const DeviceContext& device,
                               device.arch / 10, device.arch % 10));
   }
   if (const char* rule = select::why_unfit(entry->config, problem)) return unfit(rule);
-  if (!id->has_launch) return plan_best(problem, device, {&entry, 1}, why);
+  if (!id->has_launch) {
+    const auto ranked = select::rank(problem, {&entry, 1}, device.facts, kKept);
+    return plan_best(problem, device, ranked, entry->id, why);
+  }
   if (id->group_size != problem.weight.group_size) {
     return Status(StatusCode::invalid_argument,
                   fmt::format("{}: the group size of the configuration must be the problem's {}; "
@@ -309,11 +312,41 @@ Result<ImplPtr> plan_by_id(const Problem& problem, const DeviceContext& device,
   return make_plan(problem, device, *entry, id->launch, may_change_launch, why);
 }
 
+/// The model's ranking, made when it is asked for: a tuned problem doesn't need it.
+class Ranking {
+ public:
+  Ranking(const Problem& problem, std::span<const KernelEntry* const> kernels,
+          const select::DeviceFacts& device)
+      : problem_(problem), kernels_(kernels), device_(device) {}
+  const std::vector<select::Candidate>& get() const {
+    if (!ranked_) ranked_ = select::rank(problem_, kernels_, device_, kKept);
+    return *ranked_;
+  }
+
+ private:
+  const Problem& problem_;
+  std::span<const KernelEntry* const> kernels_;
+  const select::DeviceFacts& device_;
+  mutable std::optional<std::vector<select::Candidate>> ranked_;
+};
+
 /// The configuration that a tuning cache names for the problem, or nullptr: none does, or it names
-/// one that this build, this device or this M can't take, which leaves the choice to the model.
-ImplPtr plan_tuned(const Problem& problem, const DeviceContext& device) {
+/// one that this build, this device or this M can't take, or one of another M that the model
+/// doubts, all of which leaves the choice to the model.
+ImplPtr plan_tuned(const Problem& problem, const DeviceContext& device, const Ranking& ranking) {
   const auto tuned = tuning::lookup(device.identity, problem);
   if (!tuned) return nullptr;
+  if (tuned->m != problem.m && !ranking.get().empty()) {
+    const auto id = select::parse_config_id(tuned->config);
+    const KernelEntry* entry = id ? kernel_index().find(id->kernel_id) : nullptr;
+    if (entry != nullptr && id->has_launch &&
+        !select::holds_here(entry->config, id->launch, problem, device.facts,
+                            ranking.get().front())) {
+      log::info("tuned configuration of M = {} not used at M = {}: {}", tuned->m, problem.m,
+                tuned->config);
+      return nullptr;
+    }
+  }
   auto made = plan_by_id(problem, device, tuned->config, true,
                          fmt::format("tuned: {:.2f} us measured at M = {}", tuned->us, tuned->m));
   if (made) return std::move(*made);
@@ -350,9 +383,11 @@ Result<Plan> plan(const Problem& problem, const PlanOptions& options) {
                     "variant of the manifest",
                     select::describe(select::family_of(problem))));
   }
-  ImplPtr best = plan_tuned(problem, **device);
+  const Ranking ranking(problem, kernels, (*device)->facts);
+  ImplPtr best = plan_tuned(problem, **device, ranking);
   if (best == nullptr) {
-    auto made = plan_best(problem, **device, kernels, "first by the cost model");
+    auto made =
+        plan_best(problem, **device, ranking.get(), "any kernel", "first by the cost model");
     if (!made) return made.status();
     best = std::move(*made);
   }

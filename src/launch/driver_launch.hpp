@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Launches by the driver's own call, which costs the host less than the runtime's: that one looks the
-// kernel and the device up each time. Whatever isn't as it was when the plan was made goes through
-// the runtime, which knows what to do and says what is wrong.
+// Launches by the driver's own call, which costs the host less than the runtime's: that one looks
+// the kernel and the device up each time. Whatever isn't as it was when the plan was made goes
+// through the runtime, which knows what to do and says what is wrong.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -11,7 +11,8 @@
 namespace mixgemm::cuda {
 
 /// Names a CUDA context for the life of the process: a new one on the same device, as after
-/// cudaDeviceReset, has another number. 0: none, or a driver that doesn't number them (before 12.0).
+/// cudaDeviceReset, has another number. 0: none, or a driver that doesn't number them
+/// (before 12.0).
 using ContextId = std::uint64_t;
 
 /// The calling thread's current context. Some 20 ns; never makes one.

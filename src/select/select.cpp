@@ -647,4 +647,11 @@ std::vector<Candidate> rank(const Problem& problem, std::span<const KernelEntry*
   return best;
 }
 
+bool holds_here(const KernelConfig& config, const LaunchConfig& launch, const Problem& problem,
+                const DeviceFacts& device, const Candidate& first) {
+  constexpr double kModelError = 0.10;
+  const double here = estimate(config, launch, problem, device).total_us;
+  return here <= (1 + kModelError) * first.estimate.total_us;
+}
+
 }  // namespace mixgemm::select

@@ -118,4 +118,10 @@ Estimate estimate(const KernelConfig& config, const LaunchConfig& launch, const 
 std::vector<Candidate> rank(const Problem& problem, std::span<const KernelEntry* const> kernels,
                             const DeviceFacts& device, std::size_t keep);
 
+/// Should a configuration that was measured to be the fastest at another M serve this problem? Not
+/// where the model holds its first candidate to be faster by more than it usually errs, 10 %: a
+/// tile of 128 tokens that was the fastest at M = 128 fits M = 64 and takes as long there.
+bool holds_here(const KernelConfig& config, const LaunchConfig& launch, const Problem& problem,
+                const DeviceFacts& device, const Candidate& first);
+
 }  // namespace mixgemm::select

@@ -403,5 +403,20 @@ TEST(SelectModel, EstimatesComeNearTheDrafts) {
   }
 }
 
+TEST(Select, AConfigurationOfAnotherMHoldsWhereItsTileStillSuits) {
+  const DeviceFacts device = h100_facts();
+  const Problem tuned = problem(128, 8192, 8192);
+  const Candidate at_128 = rank(tuned, kernel_index().kernels(tuned), device, 1).front();
+  const auto holds = [&](std::int64_t m) {
+    const Problem here = problem(m, 8192, 8192);
+    const auto first = rank(here, kernel_index().kernels(here), device, 1).front();
+    return holds_here(at_128.entry->config, at_128.launch, here, device, first);
+  };
+  ASSERT_EQ(at_128.entry->config.tile_m, 128);
+  EXPECT_TRUE(holds(128));
+  EXPECT_TRUE(holds(120));
+  EXPECT_FALSE(holds(64));
+}
+
 }  // namespace
 }  // namespace mixgemm::select
