@@ -3,6 +3,10 @@
 """The README's picture: time over ideal against M, from rows of `mixgemm bench` and the peers' rows.
 
     tools/plot_results.py bench/results/h100/RUN.jsonl -o docs/img/results.png
+    tools/plot_results.py bench/results/h100/RUN-more.jsonl --steps 64 -o docs/img/steps.png
+
+--steps MOST draws time over floor of each layer that has a row for every M up to MOST instead: whether
+time jumps where one kernel hands over to the next.
 
 Needs matplotlib. Everything else that the rows tell is in `mixgemm report`.
 """
@@ -83,7 +87,20 @@ def curves(rows):
     return gpu, [entry for entry in found if entry[2]]
 
 
-def draw(gpu, lines, output):
+def steps(rows, most):
+    """[(layer, colour, points)]: time ÷ floor of fp16 int4 layers measured at each M up to `most`."""
+    gpu = next(row["gpu"] for row in rows if row.get("gpu"))
+    by_layer = {}
+    for (layer, m), row in chosen_rows(rows, "fp16").items():
+        if m <= most:
+            by_layer.setdefault(layer, {})[m] = row["us"] / row["floor_us"]
+    whole = [(layer, sorted(points.items())) for layer, points in sorted(by_layer.items())
+             if len(points) == most]
+    return gpu, [(layer, colour, points)
+                 for (layer, points), colour in zip(whole, COLOURS.values())]
+
+
+def draw(gpu, lines, output, title, ratio, ticks):
     import matplotlib  # pylint: disable=import-outside-toplevel
     matplotlib.use("Agg")
     from matplotlib import pyplot  # pylint: disable=import-outside-toplevel
@@ -93,15 +110,16 @@ def draw(gpu, lines, output):
     for name, colour, points in lines:
         axes.plot([m for m, _ in points], [ratio for _, ratio in points], color=colour, linewidth=2,
                   marker="o", markersize=4, label=name)
-    ticks = sorted({m for _, _, points in lines for m, _ in points})
-    axes.set_xscale("log", base=2)
+    if ticks is None:
+        ticks = sorted({m for _, _, points in lines for m, _ in points})
+        axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(m) for m in ticks], fontsize=8, color=SOFT)
     axes.axhline(1, color=SOFT, linewidth=1, linestyle=(0, (5, 4)))
     axes.set_ylim(bottom=0.8)
     axes.set_xlabel("M (tokens)", color=SOFT)
-    axes.set_ylabel("time ÷ ideal, lower is better", color=SOFT)
-    axes.set_title(f"int4 weights, groups of 128, on {gpu}: geometric mean over eight layers",
-                   loc="left", fontsize=10, color=INK)
+    axes.set_ylabel(f"{ratio}, lower is better", color=SOFT)
+    axes.set_title(f"int4 weights, groups of 128, on {gpu}: {title}", loc="left", fontsize=10,
+                   color=INK)
     axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.tick_params(colors=SOFT, length=0)
     for side in ("top", "right", "left"):
@@ -116,16 +134,23 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", help="rows of mixgemm bench, one JSON object a line")
     parser.add_argument("-o", "--output", default=str(ROOT / "docs" / "img" / "results.png"))
+    parser.add_argument("--steps", type=int, metavar="MOST", help="layers at every M up to MOST")
     parser.add_argument("--list", action="store_true", help="print the points instead of drawing")
     options = parser.parse_args()
-    gpu, lines = curves(read_rows(options.results))
+    rows = read_rows(options.results)
+    gpu, lines = steps(rows, options.steps) if options.steps else curves(rows)
     if not lines:
-        sys.exit(f"{options.results}: no row of a plan's own pick")
+        sys.exit(f"{options.results}: no row of a plan's own pick" if not options.steps else
+                 f"{options.results}: no layer with a row for every M up to {options.steps}")
     if options.list:
         for name, _, points in lines:
             print(name + ": " + ", ".join(f"{m}: {ratio:.2f}" for m, ratio in points))
         return
-    draw(gpu, lines, options.output)
+    if options.steps:
+        ticks = [1, *range(8, options.steps + 1, 8)]
+        draw(gpu, lines, options.output, "every M", "time ÷ streaming floor", ticks)
+    else:
+        draw(gpu, lines, options.output, "geometric mean over eight layers", "time ÷ ideal", None)
     print(f"{options.output}: {gpu}")
 
 
