@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# A complete run on a GPU machine, in about ten minutes on an H100: tests, tuning of all that the cache that
-# ships holds, the rows that are quoted, other families, chains, sanitizers; then the rows against the bars. Needs nothing but the static programs
-# `mixgemm` and `mixgemm_gpu_tests` of the bundle preset (docs/measurement.md) and this tree.
+# A complete run on a GPU machine, in about twelve minutes on an H100: tests, tuning of all that the cache
+# that ships holds, the rows that are quoted, other families, chains, sanitizers; then the rows against the
+# bars. Needs nothing but the static programs `mixgemm` and `mixgemm_gpu_tests` of the bundle preset
+# (docs/measurement.md) and this tree.
 #   tools/complete_run.sh PROGRAM_DIR OUT_DIR [COMMIT] [CACHE]
 # COMMIT is what summary.json will say; rows carry the one that the programs were configured at.
 # CACHE is the tuning cache that is extended, tuning/h100.json where not given. SECONDS_LEFT (580): no step
@@ -11,7 +12,7 @@
 set -uo pipefail
 
 if [ $# -lt 2 ]; then
-  sed -n '3,11s/^# \{0,1\}//p' "$0" >&2
+  sed -n '3,12s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 bin=$1 out=$2 commit=${3:-unknown}
