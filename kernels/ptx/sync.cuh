@@ -10,6 +10,9 @@ namespace mixgemm::ptx {
 /// their operands from uniform registers, and without it each of them becomes a loop over lanes.
 __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
+/// Whether it holds in any lane of the warp.
+__device__ __forceinline__ bool any(bool value) { return __any_sync(0xffffffffu, value) != 0; }
+
 /// The same value, of which the compiler doesn't know how it came about: it must keep it, and can't
 /// save a register by computing it anew where it is used.
 __device__ __forceinline__ std::uint32_t kept(std::uint32_t value) {

@@ -275,6 +275,10 @@ struct TiledKernel {
   __device__ __forceinline__ bool only_splits_k() const {
     return p.cluster_k > 1 && p.cluster_n * p.cluster_m == 1;
   }
+  /// Whether consumers leave in add_up_cluster, before the epilogue: a cluster that has a tile.
+  __device__ __forceinline__ bool leaves_early() const {
+    return only_splits_k() && cluster < p.cluster_tiles_n * p.cluster_tiles_m;
+  }
 
   // No CTA of a cluster may exit while others multicast into its memory or arrive on its barriers,
   // or while a copy of its sums is on the way to them.
@@ -321,26 +325,35 @@ struct TiledKernel {
     }
   }
 
-  /// Where the scales of row block r at k `k_in_stage` of the stage lie, row g's: see load_group.
+  /// Where the scales of row block r at k `k_in_stage` of the stage lie, row g's: see
+  /// load_constants.
   __device__ __forceinline__ std::uint32_t group_at(std::uint32_t scales_at, const Part& part,
                                                     int r, int k_in_stage) const {
     return scales_at + 4 * r * part.strip_scales +
            (k_in_stage >> p.group_shift) * (layout::kStripRows * 2);
   }
 
-  /// The constants of row block r at k `k_in_stage` of the stage, whose groups begin with it: a
-  /// stage is some groups, or lies within one.
-  __device__ __forceinline__ device::GroupConstants load_group(std::uint32_t scales_at,
-                                                               const Part& part, int r,
-                                                               int k_in_stage) const {
-    const std::uint32_t at = group_at(scales_at, part, r, k_in_stage);
-    const std::uint16_t scale[2] = {ptx::ld_shared_u16(at), ptx::ld_shared_u16(at + 16)};
-    std::uint16_t zero[2] = {0, 0};
+  /// Scales and, gz, zeros of a group for the thread's rows g and g + 8.
+  static __device__ __forceinline__ void load_group(std::uint32_t at, std::uint16_t (&scale)[2],
+                                                    std::uint16_t (&zero)[2]) {
+    scale[0] = ptx::ld_shared_u16(at);
+    scale[1] = ptx::ld_shared_u16(at + 16);
     if constexpr (kConfig.quant == Quant::group_zero) {
       constexpr int kZeros = kZeroOffset - kScaleOffset;
       zero[0] = ptx::ld_shared_u16(at + kZeros);
       zero[1] = ptx::ld_shared_u16(at + kZeros + 16);
+    } else {
+      zero[0] = zero[1] = 0;
     }
+  }
+
+  /// The constants of row block r at k `k_in_stage` of the stage, whose groups begin with it: a
+  /// stage is some groups, or lies within one.
+  __device__ __forceinline__ device::GroupConstants load_constants(std::uint32_t scales_at,
+                                                                   const Part& part, int r,
+                                                                   int k_in_stage) const {
+    std::uint16_t scale[2], zero[2];
+    load_group(group_at(scales_at, part, r, k_in_stage), scale, zero);
     return Dequant::constants(scale, zero, p.zeros_scaled);
   }
 
@@ -360,31 +373,80 @@ struct TiledKernel {
   template <int kShare>
   using Constants = device::GroupConstants[kSteps / kShare][kRowBlocks];
 
-  /// Folded: the constants of a stage, in units that fit.
+  // Fragments of steps at a time, each of an MMA on its way: as many as registers allow.
+  static constexpr int kFragments = consumer_registers(kConfig) >= 150 ? 4 : 2;
+  // Whether stages follow each other without a pause: multiply_stages. Two warpgroups with
+  // registers for four fragments gain 1-5 % (H200, M = 16 to 256); three and four hide each other's
+  // pauses, and one or two of small CTAs lose up to 4 %: the ring's depth counts for more there,
+  // and a stage is let go of later. Two row blocks, or many constants beside many sums, spill.
+  static constexpr bool kPipelined = [] {
+    if (kWarpMma || kConsumers != 2 || kFragments != 4 || kConfig.fine_groups) return false;
+    const bool many_constants = kConfig.quant == Quant::group_zero && kKBlocks > 1;
+    return kRowBlocks == 1 && !(many_constants && kTileM >= 128);
+  }();
+
+  /// What the constants of a stage are made of, as it lies in shared memory.
   template <int kShare>
-  __device__ __forceinline__ void load_groups(std::uint32_t scales_at, const Part& part,
-                                              Units (&units)[kRowBlocks], Accumulators& acc,
-                                              Constants<kShare>& group) const {
-    constexpr int kGroups = kSteps / kShare;
-    std::uint16_t scales[kRowBlocks][kGroups][2];
-    std::uint32_t outside = 0;
+  struct GroupValues {
+    std::uint16_t scale[kSteps / kShare][kRowBlocks][2];
+    std::uint16_t zero[kSteps / kShare][kRowBlocks][2];
+  };
+  template <int kShare>
+  __device__ __forceinline__ void load_values(std::uint32_t scales_at, const Part& part,
+                                              GroupValues<kShare>& values) const {
 #pragma unroll
     for (int r = 0; r < kRowBlocks; ++r) {
 #pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-        const std::uint32_t at = group_at(scales_at, part, r, g * kShare * 16);
-        scales[r][g][0] = ptx::ld_shared_u16(at);
-        scales[r][g][1] = ptx::ld_shared_u16(at + 16);
-        outside |= units[r].outside(scales[r][g][0], scales[r][g][1]);
-        group[g][r] = units[r].constants(scales[r][g]);
+      for (int g = 0; g < kSteps / kShare; ++g) {
+        load_group(group_at(scales_at, part, r, g * kShare * 16), values.scale[g][r],
+                   values.zero[g][r]);
       }
     }
-    if ((outside & Units::kOutside) == 0) return;
+  }
+
+  /// The constants of a stage; folded: in units that fit. Sums of MMAs on their way may be in
+  /// `acc`, all of them in the units so far.
+  template <int kShare>
+  __device__ __forceinline__ void make_constants(const GroupValues<kShare>& values,
+                                                 Units (&units)[kRowBlocks], Accumulators& acc,
+                                                 Constants<kShare>& group) const {
+    constexpr int kGroups = kSteps / kShare;
+    if constexpr (kFolded) {
+      std::uint32_t outside = 0;
 #pragma unroll
-    for (int r = 0; r < kRowBlocks; ++r) {
-      units[r].adapt(scales[r], acc[r]);
+      for (int r = 0; r < kRowBlocks; ++r) {
 #pragma unroll
-      for (int g = 0; g < kGroups; ++g) group[g][r] = units[r].constants_of_any(scales[r][g]);
+        for (int g = 0; g < kGroups; ++g) {
+          outside |= units[r].outside(values.scale[g][r][0], values.scale[g][r][1]);
+          group[g][r] = units[r].constants(values.scale[g][r]);
+        }
+      }
+      const bool adapts = (outside & Units::kOutside) != 0;
+      if constexpr (kPipelined) {
+        if (!ptx::any(adapts)) return;
+        ptx::wgmma_wait_group<0>();  // by all lanes
+      }
+      if (!adapts) return;
+#pragma unroll
+      for (int r = 0; r < kRowBlocks; ++r) {
+        std::uint16_t scales[kGroups][2];
+#pragma unroll
+        for (int g = 0; g < kGroups; ++g) {
+          scales[g][0] = values.scale[g][r][0];
+          scales[g][1] = values.scale[g][r][1];
+        }
+        units[r].adapt(scales, acc[r]);
+#pragma unroll
+        for (int g = 0; g < kGroups; ++g) group[g][r] = units[r].constants_of_any(scales[g]);
+      }
+    } else {
+#pragma unroll
+      for (int r = 0; r < kRowBlocks; ++r) {
+#pragma unroll
+        for (int g = 0; g < kGroups; ++g) {
+          group[g][r] = Dequant::constants(values.scale[g][r], values.zero[g][r], p.zeros_scaled);
+        }
+      }
     }
   }
 
@@ -400,8 +462,6 @@ struct TiledKernel {
     Dequant::step(step_words, group, a);
   }
 
-  // Fragments of steps at a time, each of an MMA on its way: as many as registers allow.
-  static constexpr int kFragments = consumer_registers(kConfig) >= 150 ? 4 : 2;
   // K-blocks whose words are in registers, or on their way there: all of a stage, or two.
   static constexpr int kWordBlocks =
       consumer_registers(kConfig) < 150 && kKBlocks > 2 ? 2 : kKBlocks;
@@ -425,13 +485,17 @@ struct TiledKernel {
         load_words(part.words + offset, r, block, words[block % kWordBlocks][r]);
         if (kBlockGroups && 4 * block % kShare == 0) {
           group[4 * block / kShare][r] =
-              load_group(part.scales + offset, part, r, block * layout::kBlockK);
+              load_constants(part.scales + offset, part, r, block * layout::kBlockK);
         }
       }
     };
 #pragma unroll
     for (int block = 0; block < kWordBlocks; ++block) load_block(block);
-    if constexpr (kFolded) load_groups<kShare>(part.scales + offset, part, units, acc, group);
+    if constexpr (kFolded) {
+      GroupValues<kShare> values;
+      load_values<kShare>(part.scales + offset, part, values);
+      make_constants<kShare>(values, units, acc, group);
+    }
     // Uniform, or each MMA would move its descriptor from ordinary registers.
     const std::uint64_t x =
         ptx::wgmma_descriptor(ptx::uniform(static_cast<int>(stages_base + offset)));
@@ -442,7 +506,7 @@ struct TiledKernel {
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
         if (kStepGroups && step % kShare == 0) {
-          group[step / kShare][r] = load_group(part.scales + offset, part, r, 16 * step);
+          group[step / kShare][r] = load_constants(part.scales + offset, part, r, 16 * step);
         }
         dequantize(words[block % kWordBlocks][r], step % 4, group[step / kShare][r],
                    a[step % kFragments][r]);
@@ -460,6 +524,98 @@ struct TiledKernel {
     ptx::wgmma_wait_group<0>();
   }
 
+  /// All stages of an item, each step dequantized while the tensor cores multiply the one before
+  /// the one before; what the first step of a stage needs is asked for kEarly steps earlier, and
+  /// MMAs go on across the border. So a stage is released when the next one's are under way.
+  template <int kShare, class Release>
+  __device__ __forceinline__ void multiply_stages(device::RingCursor& cursor, int stages_left,
+                                                  const Part& part, Units (&units)[kRowBlocks],
+                                                  Accumulators& acc, const Release& release) const {
+    using Mma = ptx::WgmmaRs<kConfig.act, kTileM>;
+    constexpr int kPending = kFragments - 2;  // MMAs on their way while a fragment is written
+    constexpr int kEarly = 2;
+    static_assert(kSteps - kEarly >= kPending);
+    if (stages_left <= 0) return;
+    std::uint32_t words[2][kRowBlocks][kWords];
+    std::uint32_t a[kFragments][kRowBlocks][4];
+    GroupValues<kShare> values;
+    Constants<kShare> group;
+    std::uint32_t offset = cursor.stage * kStageBytes;
+    const auto load_block = [&](int block, std::uint32_t(&to)[kRowBlocks][kWords]) {
+#pragma unroll
+      for (int r = 0; r < kRowBlocks; ++r) load_words(part.words + offset, r, block, to[r]);
+    };
+    const auto load_first = [&](std::uint32_t(&to)[kRowBlocks][kWords]) {
+      load_block(0, to);
+      if constexpr (kConfig.quant != Quant::column) {
+        load_values<kShare>(part.scales + offset, part, values);
+      }
+    };
+    const auto make_group = [&] {
+      if constexpr (kConfig.quant != Quant::column) {
+        make_constants<kShare>(values, units, acc, group);
+      }
+    };
+    const auto make_fragment = [&](int step) {
+#pragma unroll
+      for (int r = 0; r < kRowBlocks; ++r) {
+        dequantize(words[step / 4 % 2][r], step % 4, group[step / kShare][r],
+                   a[step % kFragments][r]);
+      }
+    };
+    ring.wait_full(cursor);
+    load_first(words[0]);
+    make_group();
+    make_fragment(0);
+    for (int previous = -1;;) {
+      const int stage = cursor.stage;
+      const bool more = --stages_left > 0;
+      // Uniform, or each MMA would move its descriptor from ordinary registers.
+      const std::uint64_t x =
+          ptx::wgmma_descriptor(ptx::uniform(static_cast<int>(stages_base + offset)));
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        const int block = step / 4;
+        if (step % 4 == 0 && block + 1 < kKBlocks) load_block(block + 1, words[(block + 1) % 2]);
+        ptx::wgmma_wait_group<kPending>();
+        if (step == kPending && previous >= 0) release(previous);  // none of its MMAs is left
+        // NOTE: after the release, or a ring of two stages would wait for itself.
+        if (step == kSteps - kEarly) {
+          cursor.advance();
+          if (more) {
+            ring.wait_full(cursor);
+            offset = cursor.stage * kStageBytes;
+          }
+          load_first(words[kKBlocks % 2]);  // after the last stage its own again, for nothing
+        }
+        if (step + 1 < kSteps) make_fragment(step + 1);
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int r = 0; r < kRowBlocks; ++r) {
+          Mma::mma(acc[r], a[step % kFragments][r],
+                   x + block * (kTileM * 128 / 16) + 2 * (step % 4));
+        }
+        ptx::wgmma_commit_group();
+      }
+      previous = stage;
+      if (!more) {
+        ptx::wgmma_wait_group<0>();
+        release(previous);
+        return;
+      }
+      if constexpr (kKBlocks % 2 != 0) {
+#pragma unroll
+        for (int r = 0; r < kRowBlocks; ++r) {
+#pragma unroll
+          for (int w = 0; w < kWords; ++w) words[0][r][w] = words[1][r][w];
+        }
+      }
+      make_group();
+      ptx::wgmma_wait_group<kPending>();
+      make_fragment(0);
+    }
+  }
+
   /// The same with mma.sync: a warp's strips times all tokens. What the next steps need is asked
   /// for before this one's products. x: of stage 0, where this lane's ldmatrix reads.
   template <int kShare>
@@ -473,14 +629,18 @@ struct TiledKernel {
     std::uint32_t words[2][kRowBlocks][kWords];
     std::uint32_t tokens[2][kTokenPairs][4];
     Constants<kShare> group;
-    if constexpr (kFolded) load_groups<kShare>(part.scales + offset, part, units, acc, group);
+    if constexpr (kFolded) {
+      GroupValues<kShare> values;
+      load_values<kShare>(part.scales + offset, part, values);
+      make_constants<kShare>(values, units, acc, group);
+    }
     const auto load_block = [&](int block) {
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
         load_words(part.words + offset, r, block, words[block % 2][r]);
         if (kBlockGroups && 4 * block % kShare == 0) {
           group[4 * block / kShare][r] =
-              load_group(part.scales + offset, part, r, block * layout::kBlockK);
+              load_constants(part.scales + offset, part, r, block * layout::kBlockK);
         }
       }
     };
@@ -501,7 +661,7 @@ struct TiledKernel {
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
         if (kStepGroups && step % kShare == 0) {
-          group[step / kShare][r] = load_group(part.scales + offset, part, r, 16 * step);
+          group[step / kShare][r] = load_constants(part.scales + offset, part, r, 16 * step);
         }
         std::uint32_t a[4];
         dequantize(words[block % 2][r], step % 4, group[step / kShare][r], a);
@@ -553,16 +713,23 @@ struct TiledKernel {
       // The first time. From then on it comes back at once.
       if (p.pdl) ptx::griddepcontrol_wait();
       const auto multiply = [&]<int kShare>() {
-        for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
-          ring.wait_full(cursor);
-          if constexpr (kWarpMma) {
-            multiply_stage_by_warps<kShare>(cursor.stage, part, lane_x, units, acc);
-            __syncwarp();
-          } else {
-            multiply_stage<kShare>(cursor.stage, part, units, acc);
+        const auto release = [&](int stage) {
+          ptx::mbarrier_arrive_if(releases_here, ring.empty(stage));
+          ptx::mbarrier_arrive_cluster_if(releases_there, empty_there + 8 * stage);
+        };
+        if constexpr (kPipelined) {
+          multiply_stages<kShare>(cursor, k_end - k_begin, part, units, acc, release);
+        } else {
+          for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
+            ring.wait_full(cursor);
+            if constexpr (kWarpMma) {
+              multiply_stage_by_warps<kShare>(cursor.stage, part, lane_x, units, acc);
+              __syncwarp();
+            } else {
+              multiply_stage<kShare>(cursor.stage, part, units, acc);
+            }
+            release(cursor.stage);
           }
-          ptx::mbarrier_arrive_if(releases_here, ring.empty(cursor.stage));
-          ptx::mbarrier_arrive_cluster_if(releases_there, empty_there + 8 * cursor.stage);
         }
       };
       if (kMostShare > kLeastShare && shares_most) {
@@ -667,7 +834,7 @@ __global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.
     if (p.pdl) ptx::griddepcontrol_launch_dependents();
     ptx::setmaxnreg_inc<consumer_registers(kConfig)>();
     kernel.consume(warp / 4);
-    if (!kernel.only_splits_k()) kernel.leave();  // else in add_up_cluster, before the epilogue
+    if (!kernel.leaves_early()) kernel.leave();
   }
   kernel.await_others();
 }

@@ -32,7 +32,23 @@ int log2_of(int power_of_two) {
 
 bool aligned16(const void* pointer) { return reinterpret_cast<std::uintptr_t>(pointer) % 16 == 0; }
 
+/// A launch of which two CTAs fit on an SM, and that has fewer than there are SMs, gets CTAs
+/// without work for the others: with PDL, two CTAs of the next launch would be placed on an SM that
+/// it left free, at half the speed. As many CTAs as SMs, and each launch takes over the places of
+/// the one before the last. Not where it leaves half of the SMs free: there is room for the next
+/// one there.
+std::int64_t clusters_to_fill_up(const KernelConfig& c, const LaunchConfig& l,
+                                 std::int64_t clusters, std::int64_t resident) {
+  const std::int64_t one_each = resident / 2;
+  return two_fit(c, l) && 2 * clusters > one_each ? one_each : 0;
+}
+
 }  // namespace
+
+bool two_fit(const KernelConfig& c, const LaunchConfig& l) {
+  return c.arch == 90 && c.schedule != Schedule::streaming && c.ctas_per_sm == 2 &&
+         2 * (tiled_smem_bytes(c, l) + kReservedSharedBytes) <= kSharedBytesPerSm;
+}
 
 bool Geometry::fits() const {
   return tiles_n <= kMaxIndex && tiles_m <= kMaxIndex && cluster_tiles <= kMaxIndex &&
@@ -88,6 +104,7 @@ Geometry geometry(const KernelConfig& c, const LaunchConfig& l, std::int64_t m, 
   } else {
     g.clusters = std::min(resident, g.cluster_tiles);
   }
+  g.clusters = std::max(g.clusters, clusters_to_fill_up(c, l, g.clusters, resident));
   g.grid_ctas = g.clusters * l.cluster_size();
   g.grid_z = g.clusters * l.cluster_k;
   g.threads = num_threads(c);

@@ -36,6 +36,10 @@ struct Geometry {
 Geometry geometry(const KernelConfig& config, const LaunchConfig& launch, std::int64_t m,
                   std::int64_t n, std::int64_t k, int resident_clusters);
 
+/// Whether two CTAs of a tiled Hopper kernel fit on an SM, so that one launch's share it with the
+/// next one's.
+bool two_fit(const KernelConfig& config, const LaunchConfig& launch);
+
 /// Dynamic shared memory of a launch, for M tokens.
 std::int64_t smem_bytes(const KernelConfig& config, const LaunchConfig& launch, std::int64_t m);
 

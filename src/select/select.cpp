@@ -30,6 +30,7 @@ constexpr double kWorkspaceSumClks = 1783;     // flag written, seen, and the pa
 constexpr double kTiledHbmInefficiency = 1.03;
 constexpr double kSharedFixedUs = 1.5;  // where the next launch's CTAs fit beside this one's
 constexpr double kFixedUs = 1.1;        // launch, prologue, tensor-map fetch, first bytes
+constexpr double kFilledFixedUs = 0.6;  // where they fit, and each SM has one of either launch
 
 // The streaming kernel. A warp waits for its data and for its own chain of MMAs far more than for
 // issue slots, so what counts is how long a warp takes for its share, in clocks.
@@ -313,7 +314,9 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   Estimate e;
   const bool alone =
       c.ctas_per_sm == 1 || 2 * (g.smem_bytes + kReservedSharedBytes) > device.shared.per_sm;
-  e.fixed_us = alone ? kFixedUs : kSharedFixedUs;
+  const bool filled =
+      launch::two_fit(c, l) && g.grid_ctas <= device.num_sms && g.grid_ctas + size > device.num_sms;
+  e.fixed_us = alone ? kFixedUs : filled ? kFilledFixedUs : kSharedFixedUs;
   e.stream_us = hbm_bytes(c, l, p, g.tiles_m) / device.dram_bytes_per_us * kTiledHbmInefficiency;
   e.loop_us = stages * stage_clks * clk_us;
   e.output_us = epilogues * (kEpilogueClks + cost.tile_bytes / kStoreBytesPerClk * per_sm) * clk_us;
@@ -366,6 +369,11 @@ int ring_depth(const KernelConfig& c, int deepest) {
   return std::min({stages, deepest, kMaxStages});
 }
 
+LaunchConfig deeper(LaunchConfig l) {
+  ++l.stages;
+  return l;
+}
+
 template <class Visit>
 void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts& device,
                      const Visit& visit) {
@@ -403,14 +411,21 @@ void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts&
     l.stages = ring_depth(c, deepest);
     l.raster_m = raster_band(c, l, tiles_m, device);
     if (c.arch == 90 && c.ctas_per_sm == 2) {
-      constexpr int kHalf = kSharedBytesPerSm / 2 - kReservedSharedBytes;
       const std::int64_t ctas =
           round_up(tiles_n, l.cluster_n) * round_up(tiles_m, l.cluster_m) * l.cluster_k * l.split_k;
       if (ctas <= device.num_sms) {
-        // One CTA for each SM: a ring that leaves no room for a second, or some SMs would get two
-        // and others none (4096x4096, M = 64: 7.6 us instead of 9.4, H100).
-        while (tiled_smem_bytes(c, l) <= kHalf) ++l.stages;
-      } else if (l.cluster_k > 1 && tiled_smem_bytes(c, l) > kHalf) {
+        // A CTA for each SM, beside one of the launch before (4096x4096, M = 32: 6.1 us, 6.6 alone,
+        // H200), or with a ring that takes all of its shared memory (4096x4096, M = 64: 7.7 us, 8.2
+        // with half of it).
+        LaunchConfig shared = l;
+        while (shared.stages > 2 && !launch::two_fit(c, shared)) --shared.stages;
+        while (shared.stages < deepest && launch::two_fit(c, deeper(shared))) ++shared.stages;
+        if (launch::two_fit(c, shared) && 2 * ctas > device.num_sms && !l.stream_k &&
+            why_unfit(c, shared, p, device, likely_tma) == nullptr) {
+          visit(shared);
+        }
+        while (launch::two_fit(c, l)) ++l.stages;
+      } else if (l.cluster_k > 1 && !launch::two_fit(c, l)) {
         return;  // the sums of a cluster may not leave room for the second CTA
       }
     }

@@ -171,8 +171,9 @@ struct How {
   bool aligned = true;  ///< X takes 16-byte copies
   Scales scales = Scales::alike;
   bool pdl = false;
-  unsigned resident = 1;  ///< clusters at work at once
-  int most_clusters = 7;  ///< that the launch is laid out for
+  unsigned resident = 1;   ///< clusters at work at once
+  int least_clusters = 1;  ///< that the launch is laid out for
+  int most_clusters = 7;
 };
 
 /// One launch of a kernel, checked.
@@ -204,8 +205,9 @@ inline void check(const Kernel& kernel, unsigned seed, const Problem& problem,
   Matrix y(problem.m, problem.n, padded(problem.n));
   const std::vector<std::uint16_t> zeros = device_zeros(one.weight);
 
-  const launch::Geometry g = launch::geometry(c, l, problem.m, problem.n, problem.k,
-                                              static_cast<int>(pick(rng, 1, how.most_clusters)));
+  const launch::Geometry g =
+      launch::geometry(c, l, problem.m, problem.n, problem.k,
+                       static_cast<int>(pick(rng, how.least_clusters, how.most_clusters)));
   ASSERT_TRUE(g.fits());
   cpu_test::Workspace workspace(static_cast<std::size_t>(g.workspace_bytes));
   Params p = launch::params_template(c, l, problem, g);

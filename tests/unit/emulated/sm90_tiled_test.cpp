@@ -41,11 +41,13 @@ constexpr auto kWarpMma = Schedule::warp_mma;
 const Kernel kKernels[] = {
     kernel<kF16, kInt4, Quant::group, false, kCoop, 128, 32, 64>(),
     kernel<kF16, kInt4, Quant::group, false, kCoop, 128, 64, 128>(),
+    kernel<kF16, kInt4, Quant::group, false, kCoop, 64, 16, 64, 1, 2>(),
     kernel<kF16, kInt4, Quant::group, false, kPingpong, 64, 32, 64>(),
     kernel<kF16, kInt4, Quant::group_zero, true, kCoop, 256, 32, 64, 4>(),
     kernel<kF16, kInt4, Quant::group_zero, false, kWarpMma, 128, 16, 128, 1, 2>(),
     kernel<kF16, kInt8, Quant::group, false, kCoop, 128, 8, 256>(),
     kernel<kF16, kInt8, Quant::column, false, kCoop, 128, 96, 64>(),
+    kernel<kBf16, kInt4, Quant::group, false, kCoop, 128, 16, 128>(),
     kernel<kBf16, kInt4, Quant::group, false, kCoop, 256, 16, 128>(),
     kernel<kBf16, kInt4, Quant::group_zero, false, kCoop, 128, 24, 128>(),
     kernel<kBf16, kInt8, Quant::group, true, kPingpong, 64, 64, 64>(),
@@ -114,6 +116,35 @@ TEST_P(EmulatedTiled, ScalesMayLieFarApart) {
   }
 }
 
+class EmulatedTwoPerSm : public EmulatedTiled {};
+
+/// CTAs that only fill up the SMs wait, let go of their cluster, and leave: K split in clusters,
+/// through the workspace, not at all.
+TEST_P(EmulatedTwoPerSm, CtasWithoutATileLeave) {
+  const KernelConfig& c = GetParam().config;
+  unsigned seed = 400;
+  for (const auto& [cluster_k, split_k] : {std::pair{2, 1}, {1, 2}, {1, 1}}) {
+    Rng rng(++seed);
+    Problem problem = random_family(rng, c);
+    problem.m = c.tile_m;
+    problem.n = 3 * c.tile_n;
+    problem.k = 4 * c.tile_k;
+    LaunchConfig l;
+    l.stages = 2;
+    l.cluster_k = cluster_k;
+    l.split_k = split_k;
+    const int at_work = 3 * split_k;
+    How how;
+    how.pdl = true;
+    how.least_clusters = how.most_clusters = 4 * at_work - 2;  // half of them: less than twice
+    const launch::Geometry g =
+        launch::geometry(c, l, problem.m, problem.n, problem.k, how.most_clusters);
+    ASSERT_EQ(g.clusters, 2 * at_work - 1);
+    check(GetParam(), seed, problem, l, how, rng);
+    if (HasFailure()) return;
+  }
+}
+
 class EmulatedPingpong : public EmulatedTiled {};
 
 /// A warpgroup passes over the other's stages, several times around the ring, and comes back.
@@ -144,6 +175,11 @@ std::vector<Kernel> kernels_that(bool (*hold)(const KernelConfig&)) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sm90, EmulatedTiled, testing::ValuesIn(kKernels), name_of);
+INSTANTIATE_TEST_SUITE_P(Sm90, EmulatedTwoPerSm,
+                         testing::ValuesIn(kernels_that([](const KernelConfig& c) {
+                           return c.ctas_per_sm == 2;
+                         })),
+                         name_of);
 INSTANTIATE_TEST_SUITE_P(Sm90, EmulatedPingpong,
                          testing::ValuesIn(kernels_that([](const KernelConfig& c) {
                            return c.schedule == kPingpong;

@@ -87,6 +87,31 @@ TEST(Geometry, StreamKSpreadsTheLastPartialWaveAlone) {
   EXPECT_EQ(few.clusters, 20);  // no more clusters than k tiles to give them
 }
 
+TEST(Geometry, LaunchesThatShareSmsHaveACtaForEach) {
+  KernelConfig c = tile(64, 32, 256);
+  c.consumer_warpgroups = 1;
+  c.ctas_per_sm = 2;
+  LaunchConfig l;
+  l.stages = 4;
+  l.cluster_k = 2;
+  ASSERT_TRUE(two_fit(c, l));
+  EXPECT_EQ(geometry(c, l, 32, 64 * 64, 4096, 132).clusters, 66);  // 64 have a tile
+  EXPECT_EQ(geometry(c, l, 32, 64 * 64, 4096, 132).grid_ctas, 132);
+  EXPECT_EQ(geometry(c, l, 32, 64 * 30, 4096, 132).clusters, 30);  // half of the SMs are free
+  EXPECT_EQ(geometry(c, l, 32, 64 * 96, 4096, 132).clusters, 96);
+  l.cluster_k = 1;
+  l.split_k = 2;
+  const Geometry split = geometry(c, l, 32, 64 * 64, 4096, 264);
+  EXPECT_EQ(split.clusters, 132);
+  EXPECT_EQ(split.stream_clusters, 128);
+  Problem p;
+  p.m = 32, p.n = 64 * 64, p.k = 4096;
+  EXPECT_EQ(params_template(c, l, p, split).stream_length, 8);  // of 128 clusters
+  l.stages = 5;  // the second CTA finds no shared memory
+  ASSERT_FALSE(two_fit(c, l));
+  EXPECT_EQ(geometry(c, l, 32, 64 * 64, 4096, 132).clusters, 128);
+}
+
 TEST(Geometry, FlagsFillWholeLines) {
   EXPECT_EQ(flag_bytes(1), 256);
   EXPECT_EQ(flag_bytes(8), 256);

@@ -20,6 +20,15 @@ inline int uniform(int value) {
   emulator::meet_warp(&value, uniform_of_a_warp);
   return value;
 }
+inline void any_of_a_warp(void* const (&arguments)[32]) {
+  bool any = false;
+  for (void* const value : arguments) any = any || *static_cast<const bool*>(value);
+  for (void* const value : arguments) *static_cast<bool*>(value) = any;
+}
+inline bool any(bool value) {
+  emulator::meet_warp(&value, any_of_a_warp);
+  return value;
+}
 inline bool elect_one() {
   emulator::sync_warp();
   return threadIdx.x % 32 == 0;
