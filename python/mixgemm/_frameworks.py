@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Callable, Tuple
 
 import numpy as np
 
+from . import _core
 from ._errors import InvalidArgumentError
 
 _DLPACK_CUDA = (2, 13)  # device memory, managed memory
@@ -88,25 +90,76 @@ def torch_empty(device: Any) -> Callable[[Any, Any, Any], Any]:
 
 
 @functools.lru_cache(maxsize=None)
-def torch_scratch(ordinal: int) -> Callable[[int], tuple[Any, int]]:
+def torch_scratch(ordinal: int) -> Callable[..., Any]:
     """allocate(bytes) → (tensor, address) on a CUDA device, for the current stream: PyTorch's
-    allocator knows it, so a captured graph keeps the memory."""
+    allocator knows it, so a captured graph keeps the memory. allocate(bytes, True) → the same for
+    memory that stays with the stream (KeptScratch), or None where it must not."""
     torch = sys.modules["torch"]
     device = torch.device("cuda", ordinal)
     empty = torch_empty(device)
 
-    def allocate(num_bytes: int) -> tuple[Any, int]:
+    def allocate(num_bytes: int, to_keep: bool = False) -> tuple[Any, int] | None:
+        if to_keep:
+            return allocate_to_keep(num_bytes)
         memory = empty((num_bytes,), (1,), torch.uint8)
         if memory.get_device() != ordinal:
             memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         return memory, memory.data_ptr()
+
+    def allocate_to_keep(num_bytes: int) -> tuple[Any, int] | None:
+        stream = torch.cuda.current_stream(ordinal)
+        # PyTorch's own streams, numbered by it, are never destroyed. Any other one has its address
+        # for a number, and could be: see KeptScratch.
+        if stream.cuda_stream != 0 and stream.stream_id == stream.cuda_stream:
+            return None
+        # This thread's allocations may go to a pool that is somebody else's business: one of
+        # torch.cuda.use_mem_pool, or that of a graph that torch.compile warms up, where memory that
+        # it doesn't know of is an error. Another thread's don't.
+        made: list[tuple[Any, int]] = []
+
+        def work() -> None:
+            try:
+                # Not `with`, whose end would make device 0 current in the new thread, which costs
+                # a process that doesn't use device 0 a context there.
+                torch.cuda.set_stream(stream)
+                made.append(allocate(num_bytes))
+            except RuntimeError:  # no memory: then the plain way says so, or has it
+                pass
+
+        try:
+            thread = threading.Thread(target=work, name="mixgemm scratch", daemon=True)
+            thread.start()
+        except RuntimeError:  # no thread to be had, as while the interpreter ends
+            return None
+        thread.join()
+        return made[0] if made else None
     return allocate
 
 
+# By device. A device's object stays, since bound weights know it; what it keeps may go.
+_kept_scratch: dict[int, _core.KeptScratch] = {}
+
+
+def release_scratch() -> None:
+    """Gives the scratch memory that eager products keep back to PyTorch's allocator.
+
+    `mixgemm.torch.Linear` and `mixgemm.matmul` with tensors keep what a product took for the
+    stream's next one: at most 16 MiB a stream, for 8 streams a device. After this,
+    `torch.cuda.empty_cache()` can free it. Work in flight may go on; the next product that needs
+    scratch memory asks for it anew.
+    """
+    for kept in list(_kept_scratch.values()):
+        kept.release()
+
+
 @functools.lru_cache(maxsize=None)
-def torch_memory(device: Any) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
-    """torch_empty, and torch_scratch or None, of a device."""
-    return torch_empty(device), torch_scratch(device.index) if device.type == "cuda" else None
+def torch_memory(device: Any) -> tuple[Callable[..., Any], Callable[..., Any] | None,
+                                       _core.KeptScratch | None]:
+    """torch_empty of a device; and on CUDA devices torch_scratch and what keeps its memory."""
+    if device.type != "cuda":
+        return torch_empty(device), None, None
+    kept = _kept_scratch.setdefault(device.index, _core.KeptScratch())
+    return torch_empty(device), torch_scratch(device.index), kept
 
 
 class Torch(NumPy):
@@ -176,7 +229,6 @@ class Jax(NumPy):
     @staticmethod
     def finish(out: Any, ordinal: int | None, stream: int) -> Any:
         if ordinal is not None:
-            from . import _core
             _core.synchronize(ordinal, stream)
         return out.array
 

@@ -17,6 +17,7 @@ struct PlacedWeight {
 
 void bind_weight(nb::module_& m);        // weight.cpp
 void bind_gemm(nb::module_& m);          // gemm.cpp
+void bind_scratch(nb::module_& m);       // scratch.cpp
 void bind_bound_weight(nb::module_& m);  // bound_weight.cpp
 void bind_torch_calls(nb::module_& m);   // torch_calls.cpp
 void bind_checkpoint(nb::module_& m);    // checkpoint.cpp

@@ -84,10 +84,11 @@ void BoundWeight::run(std::uintptr_t x, std::int64_t m, std::int64_t ldx, std::u
                       nb::handle allocate) const {
   multiply(reinterpret_cast<const void*>(x), m, ldx, reinterpret_cast<void*>(y),
            reinterpret_cast<const void*>(residual), alpha, reinterpret_cast<void*>(stream),
-           allocate);
+           allocate, nullptr);
 }
 
-void BoundWeight::hold(nb::dict buffers, nb::object empty, nb::object dtype, nb::object allocate) {
+void BoundWeight::hold(nb::dict buffers, nb::object empty, nb::object dtype, nb::object allocate,
+                       nb::object kept) {
   for (std::size_t i = 0; i < kNumBuffers; ++i) held_[i].tensor = nb::borrow(find(buffers, i));
   for (Held& held : held_) {
     if (held.tensor.is_none()) continue;
@@ -99,6 +100,8 @@ void BoundWeight::hold(nb::dict buffers, nb::object empty, nb::object dtype, nb:
   empty_ = std::move(empty);
   dtype_ = std::move(dtype);
   allocate_ = std::move(allocate);
+  kept_scratch_ = kept.is_none() ? nullptr : nb::cast<KeptScratch*>(kept);
+  kept_ = std::move(kept);
 }
 
 nb::object BoundWeight::forward(nb::handle x_object, nb::handle buffers) {
@@ -132,7 +135,7 @@ nb::object BoundWeight::forward(nb::handle x_object, nb::handle buffers) {
   }
   if (m > 0) {
     multiply(x.address(), m, ldx, y.address(), nullptr, 1.0f, exchange->current_stream(place_),
-             allocate_);
+             allocate_, kept_scratch_);
   }
   return y_object;
 }
@@ -175,13 +178,13 @@ void BoundWeight::set_output_shape(const DlTensor& x) {
 }
 
 void BoundWeight::multiply(const void* x, std::int64_t m, std::int64_t ldx, void* y,
-                           const void* residual, float alpha, void* stream,
-                           nb::handle allocate) const {
+                           const void* residual, float alpha, void* stream, nb::handle allocate,
+                           KeptScratch* kept) const {
   Epilogue epilogue = epilogue_;
   epilogue.residual = residual != nullptr;
   const DeviceGuard guard(place_);
   const Plan chosen = make_plan(view_, place_, m, act_, epilogue, {});
-  const Workspace workspace(chosen.workspace_bytes(), place_, allocate);
+  const Workspace workspace(chosen.workspace_bytes(), place_, allocate, kept, stream);
   RunArgs args;
   args.x = x;
   args.ldx = ldx;
@@ -214,7 +217,7 @@ void bind_bound_weight(nb::module_& m) {
       .def("run", &BoundWeight::run, nb::arg("x"), nb::arg("m"), nb::arg("ldx"), nb::arg("y"),
            nb::arg("residual"), nb::arg("alpha"), nb::arg("stream"), nb::arg("allocate").none())
       .def("hold", &BoundWeight::hold, nb::arg("buffers"), nb::arg("empty"), nb::arg("dtype"),
-           nb::arg("allocate").none());
+           nb::arg("allocate").none(), nb::arg("kept").none());
 }
 
 }  // namespace mixgemm::python

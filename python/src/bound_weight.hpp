@@ -34,8 +34,10 @@ class BoundWeight {
            std::uintptr_t residual, float alpha, std::uintptr_t stream, nb::handle allocate) const;
 
   /// Takes what `forward` needs: the module's buffers that were bound, empty(shape, strides, dtype)
-  /// for results, the dtype, and `allocate` as for Workspace. The buffers live as long as we do.
-  void hold(nb::dict buffers, nb::object empty, nb::object dtype, nb::object allocate);
+  /// for results, the dtype, `allocate` as for Workspace, and the device's KeptScratch, or None.
+  /// The buffers live as long as we do.
+  void hold(nb::dict buffers, nb::object empty, nb::object dtype, nb::object allocate,
+            nb::object kept);
 
   /// y = the product of x with the held weight, on the current stream of x's library. None where x
   /// isn't what the product takes as it is (another type, dtype, device or shape, rows that aren't
@@ -53,7 +55,7 @@ class BoundWeight {
   bool is_held(const Exchange& exchange, nb::handle buffers) const;
   void set_output_shape(const DlTensor& x);
   void multiply(const void* x, std::int64_t m, std::int64_t ldx, void* y, const void* residual,
-                float alpha, void* stream, nb::handle allocate) const;
+                float alpha, void* stream, nb::handle allocate, KeptScratch* kept) const;
 
   PackedView view_;
   Place place_;
@@ -64,7 +66,8 @@ class BoundWeight {
 
   // Of `forward`; empty_ is null until everything is held.
   std::array<Held, kNumBuffers> held_;
-  nb::object empty_, dtype_, allocate_;
+  nb::object empty_, dtype_, allocate_, kept_;
+  KeptScratch* kept_scratch_ = nullptr;  // what kept_ is, or nullptr
   std::vector<std::int64_t> seen_shape_;
   nb::object output_shape_, output_strides_;
 };

@@ -39,6 +39,15 @@ void wait_for_stream(int ordinal, void* stream) {
   check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "waiting for the stream");
 }
 
+bool may_be_capturing(void* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status) == cudaSuccess) {
+    return status != cudaStreamCaptureStatusNone;
+  }
+  cudaGetLastError();  // the legacy default stream doesn't answer while another one is captured
+  return true;
+}
+
 DeviceGuard::DeviceGuard(Place place) {
   if (place.device != Device::cuda) return;
   const int current = current_cuda_device();
@@ -58,6 +67,7 @@ int current_cuda_device() {
 }
 int num_cuda_devices() { return 0; }
 void wait_for_stream(int, void*) { current_cuda_device(); }
+bool may_be_capturing(void*) { return true; }
 DeviceGuard::DeviceGuard(Place) {}
 DeviceGuard::~DeviceGuard() = default;
 

@@ -15,6 +15,10 @@ int num_cuda_devices();
 /// Waits until everything enqueued on `stream` of the device is done.
 void wait_for_stream(int ordinal, void* stream);
 
+/// Whether what is enqueued on `stream` now goes into a graph, or might. A stream of the current
+/// device.
+bool may_be_capturing(void* stream);
+
 /// Makes the place's device current and, at its end, the one that was. Nothing on the CPU.
 class DeviceGuard {
  public:

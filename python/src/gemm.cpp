@@ -54,9 +54,10 @@ std::vector<std::int64_t> output_shape(const Array& x, std::int64_t n) {
   return shape;
 }
 
-/// Checks what only the operands can break, then multiplies.
+/// Checks what only the operands can break, then multiplies. allocate, kept: as for Workspace.
 void multiply(const PlacedWeight& weight, const Operands& operands, DataType act,
-              const Terms& terms, const Options& options, void* stream, nb::handle allocate) {
+              const Terms& terms, const Options& options, void* stream, nb::handle allocate,
+              KeptScratch* kept) {
   const PackedView& view = weight.view();
   const Array& x = operands.x;
   const Array& out = operands.out;
@@ -106,7 +107,7 @@ void multiply(const PlacedWeight& weight, const Operands& operands, DataType act
 
   const DeviceGuard guard(x.place);
   const Plan chosen = make_plan(view, x.place, x_rows.rows, act, epilogue, options);
-  const Workspace workspace(chosen.workspace_bytes(), x.place, allocate);
+  const Workspace workspace(chosen.workspace_bytes(), x.place, allocate, kept, stream);
   args.x = x.data;
   args.ldx = x_rows.ld;
   args.weight = view;
@@ -139,13 +140,15 @@ void py_matmul(nb::handle x, const PlacedWeight& weight, nb::handle out, nb::han
   const Terms terms{parse_activation(activation), alpha, pdl};
   if (!bias.is_none()) operands.bias = take_array(bias, "bias", number);
   if (!residual.is_none()) operands.residual = take_array(residual, "residual", number);
-  multiply(weight, operands, act, terms, options, reinterpret_cast<void*>(stream), allocate);
+  multiply(weight, operands, act, terms, options, reinterpret_cast<void*>(stream), allocate,
+           nullptr);
 }
 
 /// The same on the current stream of x's library, with arrays whose type has DLPack's C exchange
 /// table and which no gradient is asked of. Returns `out`, made here where it is None.
-/// memory(device) → (empty(shape, strides, dtype), `allocate` as for Workspace). None where an
-/// array isn't such a one: the way through __dlpack__ takes it, or says why not.
+/// memory(device) → (empty(shape, strides, dtype), `allocate` as for Workspace, the device's
+/// KeptScratch or None). None where an array isn't such a one: the way through __dlpack__ takes it,
+/// or says why not.
 nb::object py_matmul_here(nb::handle x, const PlacedWeight& weight, nb::object out, nb::handle bias,
                           nb::handle residual, const std::string& activation, float alpha,
                           const Options& options, bool pdl, nb::handle memory) {
@@ -171,8 +174,9 @@ nb::object py_matmul_here(nb::handle x, const PlacedWeight& weight, nb::object o
     if (!(operands.out.place == operands.x.place)) out = x.attr("new_empty")(shape_tuple(shape));
   }
   if (!take(out, "out", operands.out)) return nb::none();
+  const nb::object kept = made[2];
   multiply(weight, operands, act, terms, options, exchange->current_stream(operands.x.place),
-           made[1]);
+           made[1], kept.is_none() ? nullptr : nb::cast<KeptScratch*>(kept));
   return out;
 }
 

@@ -34,6 +34,7 @@ NB_MODULE(_core, m) {
   m.attr("has_cuda") = static_cast<bool>(MIXGEMM_HAS_CUDA);
   bind_weight(m);
   bind_gemm(m);
+  bind_scratch(m);
   bind_bound_weight(m);
   bind_torch_calls(m);
   bind_checkpoint(m);

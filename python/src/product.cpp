@@ -2,6 +2,7 @@
 #include "product.hpp"
 
 #include <new>
+#include <utility>
 
 namespace mixgemm::python {
 namespace {
@@ -29,7 +30,8 @@ Plan make_plan(const PackedView& weight, Place place, std::int64_t m, DataType a
   return plan(problem, plan_options).value();
 }
 
-Workspace::Workspace(std::size_t bytes, Place place, nb::handle allocate)
+Workspace::Workspace(std::size_t bytes, Place place, nb::handle allocate, KeptScratch* kept,
+                     void* stream)
     : bytes_((bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment) {
   if (bytes_ == 0) return;
   if (place.device == Device::cpu) {
@@ -38,8 +40,21 @@ Workspace::Workspace(std::size_t bytes, Place place, nb::handle allocate)
     data_ = owned_.get();
     return;
   }
+  if (kept != nullptr && !may_be_capturing(stream)) {
+    block_ = kept->take(stream, bytes_, allocate);
+    if (block_.data != nullptr) {
+      kept_ = kept;
+      stream_ = stream;
+      data_ = block_.data;
+      return;
+    }
+  }
   allocated_ = nb::cast<nb::tuple>(allocate(bytes_));
   data_ = reinterpret_cast<void*>(nb::cast<std::uintptr_t>(allocated_[1]));
+}
+
+Workspace::~Workspace() {
+  if (kept_ != nullptr) kept_->give_back(stream_, std::move(block_));
 }
 
 }  // namespace mixgemm::python

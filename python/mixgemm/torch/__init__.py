@@ -8,8 +8,9 @@
 On CPU and CUDA; works under `torch.compile(fullgraph=True)` and in CUDA graphs.
 """
 
+from .._frameworks import release_scratch
 from ._linear import Linear
 from ._model import load_quantized, quantize_model
 from ._ops import matmul
 
-__all__ = ["Linear", "load_quantized", "matmul", "quantize_model"]
+__all__ = ["Linear", "load_quantized", "matmul", "quantize_model", "release_scratch"]

@@ -113,14 +113,15 @@ def bind(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None,
 def hold(weight: _core.BoundWeight, buffers: dict[str, torch.Tensor | None],
          scales: torch.Tensor) -> None:
     """Lets `weight.forward` multiply by itself, as long as a module's buffers stay what they are."""
-    empty, scratch = _frameworks.torch_memory(scales.device)
-    weight.hold(buffers, empty, scales.dtype, scratch)
+    empty, scratch, kept = _frameworks.torch_memory(scales.device)
+    weight.hold(buffers, empty, scales.dtype, scratch, kept)
 
 
 def run(weight: _core.BoundWeight, x: torch.Tensor, k: int, n: int, residual: torch.Tensor | None,
         alpha: float) -> torch.Tensor:
     """One product, enqueued on the current stream; empty batches too. x is copied where its rows
-    aren't contiguous. Every line of this is paid by each eager call."""
+    aren't contiguous. Every line of this is paid by each eager call. Scratch memory is asked for each
+    time: what torch.compile makes of the op may record its allocations."""
     shape = x.shape
     y = x.new_empty((shape[0], n) if len(shape) == 2 else (*shape[:-1], n))
     m = y.numel() // n
