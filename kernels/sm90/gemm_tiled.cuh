@@ -421,12 +421,10 @@ struct TiledKernel {
           group[g][r] = units[r].constants(values.scale[g][r]);
         }
       }
-      const bool adapts = (outside & Units::kOutside) != 0;
-      if constexpr (kPipelined) {
-        if (!ptx::any(adapts)) return;
-        ptx::wgmma_wait_group<0>();  // by all lanes
-      }
+      bool adapts = (outside & Units::kOutside) != 0;
+      if constexpr (kPipelined) adapts = ptx::any(adapts);  // wgmma_wait_group is for whole warps
       if (!adapts) return;
+      if constexpr (kPipelined) ptx::wgmma_wait_group<0>();
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
         std::uint16_t scales[kGroups][2];
