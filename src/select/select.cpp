@@ -22,9 +22,9 @@ constexpr double kOutOfStepFactor = 2.15;      // stream_k: CTAs at different k 
 constexpr double kStageClks = 80.7;            // barrier and pointer work per ring stage
 constexpr double kStoreBytesPerClk = 100;      // output tiles, per SM
 constexpr double kPartialBytesPerClk = 48.3;   // fp32 partial tiles through L2, per SM
-constexpr double kExchangeBytesPerClk = 64;    // the same through distributed shared memory
+constexpr double kExchangeBytesPerClk = 30;    // the same through distributed shared memory
 constexpr double kEpilogueClks = 786;          // barriers and latency of an epilogue
-constexpr double kClusterSumClks = 4200;       // two cluster barriers
+constexpr double kClusterSumClks = 2000;       // sums leave, arrive, are added
 constexpr double kWorkspaceSumClks = 1783;     // flag written, seen, and the partial read back
 // What a tiled kernel makes of HBM next to one that only reads (drafts at M = 16).
 constexpr double kTiledHbmInefficiency = 1.03;
@@ -250,7 +250,8 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   if (c.schedule == Schedule::streaming) return evaluate_streaming(c, l, p, device);
   const double clk_us = 1.0 / device.clock_mhz;
   const int size = l.cluster_size();
-  const int resident = std::max(1, device.resident(c.ctas_per_sm, size));
+  const bool alone = c.arch == 90 && c.ctas_per_sm == 2 && !launch::two_fit(c, l);
+  const int resident = std::max(1, device.resident(alone ? 1 : c.ctas_per_sm, size));
   const launch::Geometry g = launch::geometry(c, l, p.m, p.n, p.k, resident);
 
   // How full the device is: CTAs that share the busiest SM.
@@ -312,11 +313,9 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   stages += 1;  // fill
 
   Estimate e;
-  const bool alone =
-      c.ctas_per_sm == 1 || 2 * (g.smem_bytes + kReservedSharedBytes) > device.shared.per_sm;
   const bool filled =
       launch::two_fit(c, l) && g.grid_ctas <= device.num_sms && g.grid_ctas + size > device.num_sms;
-  e.fixed_us = alone ? kFixedUs : filled ? kFilledFixedUs : kSharedFixedUs;
+  e.fixed_us = c.ctas_per_sm == 1 || alone ? kFixedUs : filled ? kFilledFixedUs : kSharedFixedUs;
   e.stream_us = hbm_bytes(c, l, p, g.tiles_m) / device.dram_bytes_per_us * kTiledHbmInefficiency;
   e.loop_us = stages * stage_clks * clk_us;
   e.output_us = epilogues * (kEpilogueClks + cost.tile_bytes / kStoreBytesPerClk * per_sm) * clk_us;
