@@ -274,6 +274,29 @@ TEST(Select, BatchInvarianceLeavesOutKernelsThatSumInAnotherOrder) {
   EXPECT_EQ(why_unfit(c, p), nullptr);
 }
 
+TEST(Select, ALaunchSmallerThanTheDeviceIsOfferedAloneAndBesideTheOneBefore) {
+  KernelConfig c;
+  c.tile_n = 64;
+  c.tile_m = 32;
+  c.tile_k = 256;
+  c.consumer_warpgroups = 1;
+  c.ctas_per_sm = 2;
+  Problem p;
+  p.m = 32, p.n = 64 * 64, p.k = 4096;
+  p.weight.group_size = 128;
+  const DeviceFacts device = h100_facts();
+  int beside = 0, alone = 0;
+  for (const LaunchConfig& l : launches(c, p, device)) {
+    if (l.cluster_k != 2 || l.cluster_n * l.cluster_m > 1) continue;
+    const bool two = launch::two_fit(c, l);
+    (two ? beside : alone) += 1;
+    const int resident = device.resident(two ? 2 : 1, l.cluster_size());
+    EXPECT_EQ(launch::geometry(c, l, p.m, p.n, p.k, resident).grid_ctas, two ? 132 : 128);
+  }
+  EXPECT_EQ(beside, 1);
+  EXPECT_EQ(alone, 1);
+}
+
 TEST(Select, LargerMulticastClustersCostMore) {
   KernelConfig c;
   c.tile_n = 256;
