@@ -6,7 +6,7 @@
 
 Calls a layer in a loop without waiting for the device, some hundred calls at a time so that the
 launch queue never fills. A machine's speed drifts by more than the differences looked for, so after
-a second of warming up each of --rounds rounds times every function once, for both M, each round
+a second of warming up each of --rounds rounds times every function once, for every M, each round
 starting with another one; the figures are medians over the rounds, of which there are fewer where
 they take longer than --seconds. The rows:
 
@@ -22,7 +22,8 @@ they take longer than --seconds. The rows:
                       has it (--mixgemm), a mean over calls like the others: the
                       mean of a run before the rounds and one after them, which are in the row, too
 
-`overhead_us` is mixgemm_linear less cpp_run where that was measured, else less bound_run;
+M is 1, 16, and where neither plan takes scratch memory (`workspace_bytes`), the least one of some
+more whose plan does. `overhead_us` is mixgemm_linear less cpp_run where that was measured, else less bound_run;
 `matmul_overhead_us` is the same of mixgemm_matmul.
 """
 
@@ -126,11 +127,14 @@ def main():
     parser.add_argument("-o", "--output", type=pathlib.Path)
     args = parser.parse_args()
     device = args.device
-    tokens = (1, 16)
     n, k = (4096, 4096) if device == "cuda" else (16, 64)
     dense = torch.nn.Linear(k, n, bias=False, dtype=torch.float16, device=device)
     layer = mixgemm.torch.Linear.from_linear(dense, search_clip=False)
     packed = mixgemm.quantize_packed(dense.weight.detach().cpu(), search_clip=False).to(device)
+    workspace = {m: mixgemm.plan(packed, m).workspace_bytes for m in (1, 16, 24, 32, 64, 96, 128, 256)}
+    tokens = [1, 16]
+    if device == "cuda" and not any(workspace[m] for m in tokens):
+        tokens += [m for m in workspace if workspace[m]][:1]
 
     def cpp_figures():
         return cpp_run_us(args.mixgemm, "llama8b.o", tokens) \
@@ -149,7 +153,8 @@ def main():
         cpp_us = statistics.mean(cpp) if cpp else None
         least = us["bound_run"] if cpp_us is None else cpp_us
         row = {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "m": m, "n": n,
-               "k": k, **{f"{name}_us": round(value, 3) for name, value in us.items()},
+               "k": k, "workspace_bytes": workspace[m],
+               **{f"{name}_us": round(value, 3) for name, value in us.items()},
                "cpp_run_us": cpp_us, "cpp_run_before_us": before.get(m),
                "cpp_run_after_us": after.get(m),
                "overhead_us": round(us["mixgemm_linear"] - least, 3),

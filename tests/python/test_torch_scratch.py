@@ -35,7 +35,11 @@ def layer(rng):
 
 
 def layer_of(rng, n=N, k=K, device="cuda"):
-    return mt.Linear.from_packed(permuted(rng, n, k)[0], device=device)
+    """Called once: a layer's first call binds its buffers and goes the op's way, which keeps
+    nothing."""
+    layer = mt.Linear.from_packed(permuted(rng, n, k)[0], device=device)
+    layer(tokens(1, k, device))
+    return layer
 
 
 def tokens(m, k=K, device="cuda"):
