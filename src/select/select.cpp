@@ -250,7 +250,8 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   if (c.schedule == Schedule::streaming) return evaluate_streaming(c, l, p, device);
   const double clk_us = 1.0 / device.clock_mhz;
   const int size = l.cluster_size();
-  const bool alone = c.arch == 90 && c.ctas_per_sm == 2 && !launch::two_fit(c, l);
+  const bool alone = c.ctas_per_sm == 1 ||
+                     2 * (ring_smem_bytes(c, l) + kReservedSharedBytes) > device.shared.per_sm;
   const int resident = std::max(1, device.resident(alone ? 1 : c.ctas_per_sm, size));
   const launch::Geometry g = launch::geometry(c, l, p.m, p.n, p.k, resident);
 
@@ -315,7 +316,7 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   Estimate e;
   const bool filled =
       launch::two_fit(c, l) && g.grid_ctas <= device.num_sms && g.grid_ctas + size > device.num_sms;
-  e.fixed_us = c.ctas_per_sm == 1 || alone ? kFixedUs : filled ? kFilledFixedUs : kSharedFixedUs;
+  e.fixed_us = alone ? kFixedUs : filled ? kFilledFixedUs : kSharedFixedUs;
   e.stream_us = hbm_bytes(c, l, p, g.tiles_m) / device.dram_bytes_per_us * kTiledHbmInefficiency;
   e.loop_us = stages * stage_clks * clk_us;
   e.output_us = epilogues * (kEpilogueClks + cost.tile_bytes / kStoreBytesPerClk * per_sm) * clk_us;
@@ -413,9 +414,9 @@ void for_each_launch(const KernelConfig& c, const Problem& p, const DeviceFacts&
       const std::int64_t ctas =
           round_up(tiles_n, l.cluster_n) * round_up(tiles_m, l.cluster_m) * l.cluster_k * l.split_k;
       if (ctas <= device.num_sms) {
-        // A CTA for each SM, beside one of the launch before (4096x4096, M = 32: 6.1 us, 6.6 alone,
-        // H200), or with a ring that takes all of its shared memory (4096x4096, M = 64: 7.7 us, 8.2
-        // with half of it).
+        // A CTA for each SM, beside one of the launch before (4096x4096, M = 32: 6.1 us, 6.6
+        // alone), or with a ring that takes all of its shared memory (4096x4096, M = 64: 7.7 us,
+        // 8.2 with half of it); H200.
         LaunchConfig shared = l;
         while (shared.stages > 2 && !launch::two_fit(c, shared)) --shared.stages;
         while (shared.stages < deepest && launch::two_fit(c, deeper(shared))) ++shared.stages;
