@@ -107,14 +107,17 @@ constexpr int stage_bytes(const KernelConfig& c) {
   return align_up(x_stage_bytes(c) + w_stage_bytes(c) + scale_stage_bytes(c) + zero_stage_bytes(c),
                   1024);
 }
-inline constexpr int kBarrierBytes = (2 * kMaxStages + 2) * 8;  // full, empty, turns or exchange
+/// What stands before the ring of a tiled kernel, whose first stage begins on a multiple of 1024
+/// bytes: barriers (full, empty, turns or exchange), and a word for each warp.
+inline constexpr int kBarrierBytes = (2 * kMaxStages + 2) * 8;
+inline constexpr int kHeaderBytes = 1024;
 /// Output staging: each consumer warpgroup's slab, kStageTokens tokens × its rows, 16 bytes of
 /// padding a row so that stmatrix and the 16-byte reads hit each bank once.
 constexpr int staging_pitch_elems(const KernelConfig& c) { return rows_per_warpgroup(c) + 8; }
 constexpr int staging_tokens(const KernelConfig& c) {
   if (c.tile_m < kStageTokens) return c.tile_m;
   // Half as many where a third ring stage fits only then.
-  const int left = kMaxSharedBytes - 1024 - kBarrierBytes - 3 * stage_bytes(c);
+  const int left = kMaxSharedBytes - kHeaderBytes - 3 * stage_bytes(c);
   const int whole = c.consumer_warpgroups * kStageTokens * staging_pitch_elems(c) * 2;
   return whole > left && whole / 2 <= left ? kStageTokens / 2 : kStageTokens;
 }
@@ -122,8 +125,8 @@ constexpr int staging_bytes(const KernelConfig& c) {
   return c.consumer_warpgroups * staging_tokens(c) * staging_pitch_elems(c) * 2;
 }
 /// What a CTA holds where cluster_k CTAs add up a tile: fp32 sums of its own k range, and of each
-/// other CTA's for its share of the tokens, in blocks of 16. It takes the place of the ring, which
-/// is drained by then.
+/// other CTA's for its share of the tokens, in blocks of 16. It takes the place of ring stages that
+/// are needed no more.
 constexpr int token_blocks(const KernelConfig& c) { return (c.tile_m + 15) / 16; }
 constexpr int exchange_bytes(const KernelConfig& c, int cluster_k) {
   const int share = (token_blocks(c) + cluster_k - 1) / cluster_k;
@@ -137,9 +140,9 @@ constexpr int tiled_ring_bytes(const KernelConfig& c, int stages, int cluster_k)
   return ring < exchange ? exchange : ring;
 }
 
-/// Dynamic shared memory of a tiled kernel, alignment slack included.
+/// Dynamic shared memory of a tiled kernel: header, ring, staging.
 constexpr int tiled_smem_bytes(const KernelConfig& c, const LaunchConfig& l) {
-  return 1024 + tiled_ring_bytes(c, l.stages, l.cluster_k) + staging_bytes(c) + kBarrierBytes;
+  return kHeaderBytes + tiled_ring_bytes(c, l.stages, l.cluster_k) + staging_bytes(c);
 }
 
 /// Shared memory that an architecture gives a CTA, and an SM: for arch 80 the least of its devices.
@@ -190,8 +193,7 @@ constexpr int ring_smem_bytes(const KernelConfig& c, const LaunchConfig& l) {
 }
 /// The deepest ring that fits, given how many CTAs should share an SM.
 constexpr int max_stages(const KernelConfig& c, const SharedLimits& limits) {
-  const int fixed =
-      c.schedule == Schedule::multistage ? 0 : 1024 + staging_bytes(c) + kBarrierBytes;
+  const int fixed = c.schedule == Schedule::multistage ? 0 : kHeaderBytes + staging_bytes(c);
   const int stages = (limits.share(c.ctas_per_sm) - fixed) / stage_bytes(c);
   return stages > kMaxStages ? kMaxStages : stages;
 }
@@ -441,31 +443,36 @@ inline constexpr std::uint64_t kEvictLast =
 
 /// Everything a kernel is given. One POD for every kernel; a field that a kernel doesn't use is 0.
 struct Params {
+  // Two lines of the constant cache (device/params.cuh). The first has all that stands before the
+  // first copies of most launches, and follows what the driver has put there.
+  int stages;
+  int k_tiles;  ///< ring stages along K
+  int cluster_n, cluster_m, cluster_k;
+  int cluster_tiles_n, cluster_tiles_m;  ///< tiles of cluster_n × cluster_m CTA tiles, rounded up
+  int stream_tiles;     ///< how many of the cluster tiles are split along K (the last ones)
+  int scale_box_bytes;  ///< bytes of scales that one stage receives
+  int group_shift;      ///< log2(group size); 30 = per column
+  Divisor by_cluster_k;
+  std::uint64_t codes_policy;  ///< L2 policy of codes, scales and zeros (kEvict…)
+  std::uint64_t x_policy;      ///< L2 policy of activations
+
+  bool x_by_tma;
+  bool pdl;
+  int clusters;                        ///< in the grid
+  int x_box_tokens, codes_box_strips;  ///< what a CTA loads of a stage's X and codes
+  int scale_box_groups;                ///< groups of a stage
+  int ring_bytes;  ///< tiled: of all stages, or of a cluster's exchange where that is more
+  int exchange_stage, exchange_stages;  ///< cluster_k: the stages whose place the exchange takes
+  int stream_length, stream_longer;     ///< stream_tiles · k_tiles ÷ clusters: quotient, rest
+  Divisor by_k_tiles;
+  int raster_m;
+
   TensorMap x_map;       ///< X [M, K], 16-bit, 128-byte swizzle, box 64 k × (tile_m / cluster_n)
   TensorMap codes_map;   ///< codes as u32 [strips][words], box w_box_words × (strips / cluster_m)
   TensorMap scales_map;  ///< scales [strips][G·16], box (groups per stage · 16) × strips
   TensorMap zeros_map;   ///< zeros, like scales
 
-  // Asked for before the first copy, so in two lines of the constant cache (device/params.cuh).
-  int k_tiles;  ///< ring stages along K
-  int stages;
-  int group_shift;       ///< log2(group size); 30 = per column
-  int scale_box_bytes;   ///< bytes of scales that one stage receives
-  int scale_box_groups;  ///< groups in it
-  int ring_bytes;        ///< tiled: of all stages, or of a cluster's exchange where that is more
-  int cluster_n, cluster_m, cluster_k;
-  int x_box_tokens, codes_box_strips;    ///< what a CTA loads of a stage's X and codes
-  int cluster_tiles_n, cluster_tiles_m;  ///< tiles of cluster_n × cluster_m CTA tiles, rounded up
-  int stream_tiles;  ///< how many of the cluster tiles are split along K (the last ones)
-  int stream_length,
-      stream_longer;  ///< stream_tiles · k_tiles ÷ clusters in the grid: quotient, rest
-  Divisor by_k_tiles, by_cluster_k;
-  std::uint64_t codes_policy;  ///< L2 policy of codes, scales and zeros (kEvict…)
-  std::uint64_t x_policy;      ///< L2 policy of activations
   Divisor by_band, by_band_height, by_last_height;  ///< tiles of a band; its height; of the last
-  int raster_m;
-  bool x_by_tma;
-  bool pdl;
 
   const void* x;
   const std::uint8_t* codes;

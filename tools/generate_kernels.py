@@ -137,7 +137,7 @@ class Kernel:
         if self.schedule == "multi":
             return 0
         rows = self.tile_n if self.schedule == "pp" else self.tile_n // self.consumer_warpgroups
-        rest = 1024 + (2 * 16 + 2) * 8
+        rest = 1024
         staging = self.consumer_warpgroups * min(self.tile_m, 64) * (rows + 8) * 2
         left = 227 * 1024 - rest - 3 * self.stage_bytes()
         if self.tile_m >= 64 and staging > left >= staging // 2:  # half, for a third stage

@@ -21,7 +21,7 @@ namespace mixgemm::device {
 enum NamedBarrier : int {
   kSetupBarrier = 0,      ///< the CTA's threads: the ring's barriers are made
   kWarpgroupBarrier = 1,  ///< + warpgroup: the 128 threads of one consumer warpgroup
-  kConsumersBarrier = 5,  ///< all consumer warpgroups
+  kProducersBarrier = 5,  ///< the producer warpgroup: as kSetupBarrier
 };
 
 template <KernelConfig kConfig, class Epilogue>
@@ -32,7 +32,6 @@ class Output {
   static constexpr int kRowBlocks = kRows / kWarpgroupRows;
   static constexpr int kTileM = kConfig.tile_m;
   static constexpr int kPitch = staging_pitch_elems(kConfig);
-  static constexpr int kConsumerThreads = kConfig.consumer_warpgroups * kWarpgroupThreads;
   static constexpr int kBlockSums = kTileM / 2;          // of a thread in a row block
   static constexpr int kSums = kRowBlocks * kBlockSums;  // of a thread
   using Accumulators = float[kRowBlocks][kTileM / 2];
@@ -103,40 +102,38 @@ class Output {
     return {begin, max(end - begin, 0)};
   }
 
-  /// cluster_k: the bytes that a share receives from the other CTAs.
+  // cluster_k: every warp has the sums of its rows added up for itself, with those of the same warp
+  // of the cluster's other CTAs. `exchange` is where a CTA's area for that begins.
+
+  /// cluster_k: the bytes that a warp receives from those of the other CTAs.
   __device__ __forceinline__ int bytes_received(const Tokens& share) const {
     return (p_.cluster_k - 1) * bytes_of(share);
   }
 
-  /// cluster_k: the sums of the whole tile into this CTA's drained ring, at `exchange`: vectors
-  /// [block of tokens][vector][thread], so that a share lies in one piece.
+  /// cluster_k: the warp's sums of the whole tile into its CTA's area, as vectors [block of
+  /// tokens][vector][lane], so that a share lies in one piece.
   __device__ __forceinline__ void put_shares(const Accumulators& acc,
                                              std::uint32_t exchange) const {
+    const std::uint32_t own = own_at(exchange) + lane() * 16;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       for_each_vector(block, [&](int r, int i, int vector, int) {
-        ptx::st_shared_f32x4(mine(exchange) + vector * kVectorBytes,
+        ptx::st_shared_f32x4(own + vector * kVectorBytes,
                              make_float4(acc[r][i], acc[r][i + 1], acc[r][i + 2], acc[r][i + 3]));
       });
     }
   }
 
-  /// cluster_k: the share of the CTA with k rank `to` and cluster rank `rank`, ready to be sent.
-  struct Parcel {
-    std::uint32_t remote, from, bytes, remote_barrier;
-  };
-  /// `received`: the barrier that counts the bytes, as each CTA has one.
-  __device__ __forceinline__ Parcel parcel(std::uint32_t exchange, std::uint32_t received,
-                                           int k_rank, int to, int rank) const {
+  /// cluster_k, one thread: what the warp has put there for the CTA with k rank `to` and cluster
+  /// rank `rank`. `received`: the barrier that counts the bytes, as each CTA has one.
+  __device__ __forceinline__ void send_share(std::uint32_t exchange, std::uint32_t received,
+                                             int k_rank, int to, int rank) const {
     const Tokens share = share_of(to);
-    return {ptx::mapa(received_at(exchange, k_rank, to), rank),
-            exchange + share.begin / 16 * kBlockBytes, static_cast<std::uint32_t>(bytes_of(share)),
-            ptx::mapa(received, rank)};
-  }
-  /// One thread.
-  static __device__ __forceinline__ void send(const Parcel& parcel) {
-    if (parcel.bytes == 0) return;
-    ptx::cp_async_bulk_to_cluster(parcel.remote, parcel.from, parcel.bytes, parcel.remote_barrier);
+    if (share.count == 0) return;
+    ptx::cp_async_bulk_to_cluster(ptx::mapa(received_at(exchange, k_rank, to), rank),
+                                  own_at(exchange) + share.begin / 16 * kBlockBytes,
+                                  static_cast<std::uint32_t>(bytes_of(share)),
+                                  ptx::mapa(received, rank));
   }
 
   /// cluster_k: the sums of all CTAs, in rank order, for the tokens of this one's share; they come
@@ -146,9 +143,9 @@ class Output {
     constexpr int kVectors = 2 * kRowBlocks;
     // CTAs whose sums are on their way.
     constexpr int kAtOnce = kSums <= 32 && kConfig.ctas_per_sm == 1 ? 2 : 1;
-    const std::uint32_t own = mine(exchange + share.begin / 16 * kBlockBytes);
-    const std::uint32_t others = mine(exchange + kBlocks * kBlockBytes);
-    const std::uint32_t apart = largest_share() * kBlockBytes;
+    const std::uint32_t own = own_at(exchange) + share.begin / 16 * kBlockBytes + lane() * 16;
+    const std::uint32_t others = first_received_at(exchange) + lane() * 16;
+    const std::uint32_t apart = largest_share() * kWarps * kBlockBytes;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       if (16 * block >= share.count) break;
@@ -218,25 +215,30 @@ class Output {
     }
   }
 
-  // cluster_k: what a CTA keeps where its ring was: the sums of its own k range, and behind them
-  // its share of each other CTA's. exchange_bytes() counts both.
-  static constexpr int kVectorBytes = kConsumerThreads * 16;
-  static constexpr int kBlockBytes = 16 * kConfig.tile_n * 4;
+  // cluster_k: what a CTA keeps for it: the sums of its own k range, [warp][block of tokens], and
+  // behind them its share of each other CTA's, likewise. exchange_bytes() counts both.
+  static constexpr int kWarps = 4 * kConfig.consumer_warpgroups;
+  static constexpr int kVectorBytes = kWarpSize * 16;
+  static constexpr int kBlockBytes = 2 * kRowBlocks * kVectorBytes;  // of a warp
   static constexpr int kBlocks = token_blocks(kConfig);
-  static __device__ __forceinline__ int bytes_of(const Tokens& share) {
-    return share.count * kConfig.tile_n * 4;
+  static __device__ __forceinline__ int bytes_of(const Tokens& share) {  // of a warp
+    return share.count * (kConfig.tile_n * 4 / kWarps);
   }
-  /// Where the CTA with k rank `to` has what comes from k rank `from`.
+  /// Where the warp's own sums are, and what it receives.
+  static __device__ __forceinline__ std::uint32_t own_at(std::uint32_t exchange) {
+    return exchange + threadIdx.x / kWarpSize * (kBlocks * kBlockBytes);
+  }
+  __device__ __forceinline__ std::uint32_t first_received_at(std::uint32_t exchange) const {
+    return exchange + (kWarps * kBlocks + threadIdx.x / kWarpSize * largest_share()) * kBlockBytes;
+  }
+  /// In the CTA with k rank `to`, what comes from k rank `from`.
   __device__ __forceinline__ std::uint32_t received_at(std::uint32_t exchange, int from,
                                                        int to) const {
-    return exchange + (kBlocks + (from - (from > to)) * largest_share()) * kBlockBytes;
+    return first_received_at(exchange) +
+           (from - (from > to)) * largest_share() * kWarps * kBlockBytes;
   }
   __device__ __forceinline__ int largest_share() const {  // in blocks
     return divide(kBlocks + p_.cluster_k - 1, p_.by_cluster_k);
-  }
-  /// This thread's first vector.
-  static __device__ __forceinline__ std::uint32_t mine(std::uint32_t at) {
-    return at + threadIdx.x * 16;
   }
   /// body(row block, first sum, vector, vector of the block) for a thread's sums of 16 tokens, four
   /// at a time, in the order of the exchange.

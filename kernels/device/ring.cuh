@@ -47,15 +47,18 @@ class Ring {
     return barriers_ + 8 * (2 * kMaxStages + warpgroup);
   }
 
-  // cluster_k: every CTA has drained its ring; the others' sums are here. One phase each.
-  __device__ __forceinline__ std::uint32_t drained() const { return turn_barrier(0); }
+  // cluster_k: every CTA of the cluster has room for sums; the others' sums are here. One phase
+  // each.
+  __device__ __forceinline__ std::uint32_t room() const { return turn_barrier(0); }
   __device__ __forceinline__ std::uint32_t received() const { return turn_barrier(1); }
 
-  __device__ __forceinline__ void init(int producer_arrivals, int consumer_arrivals,
-                                       int cluster_k) const {
+  /// adding_warps: those that receive the sums of the cluster's other CTAs.
+  __device__ __forceinline__ void init(int producer_arrivals, int consumer_arrivals, int cluster_k,
+                                       int adding_warps) const {
     constexpr int kWarps = kWarpgroupThreads / kWarpSize;
     ptx::mbarrier_init(turn_barrier(0), cluster_k > 1 ? cluster_k : kWarps);
-    ptx::mbarrier_init(turn_barrier(1), cluster_k > 1 ? 1 : kWarps);
+    ptx::mbarrier_init(turn_barrier(1), cluster_k > 1 ? adding_warps : kWarps);
+#pragma unroll 1  // it stands before the first copy, where every instruction has to be fetched
     for (int i = 0; i < stages_; ++i) {
       ptx::mbarrier_init(full(i), producer_arrivals);
       ptx::mbarrier_init(empty(i), consumer_arrivals);

@@ -73,9 +73,13 @@ __device__ __forceinline__ void setmaxnreg_inc() {
 __device__ __forceinline__ void bar_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
-/// The same for whole warps that come from different places in the code.
+/// The same for whole warps that come from different places in the code, and for those that only
+/// say that they are there, and go on.
 __device__ __forceinline__ void barrier_sync(int id, int threads) {
   asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(int id, int threads) {
+  asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 __device__ __forceinline__ std::uint32_t cluster_ctarank() {
@@ -84,25 +88,19 @@ __device__ __forceinline__ std::uint32_t cluster_ctarank() {
   return rank;
 }
 
-/// This CTA's place in its cluster, its cluster's place in the grid, and the clusters in the grid,
-/// along z (a launch without clusters counts CTAs). Special registers: computing them from blockIdx
-/// would put integer divisions before the first copy.
-__device__ __forceinline__ int3 cluster_ctaid() {
-  int3 id;
-  asm volatile("mov.u32 %0, %%cluster_ctaid.x;" : "=r"(id.x));
-  asm volatile("mov.u32 %0, %%cluster_ctaid.y;" : "=r"(id.y));
-  asm volatile("mov.u32 %0, %%cluster_ctaid.z;" : "=r"(id.z));
-  return id;
+/// Whether the launch has clusters.
+__device__ __forceinline__ std::uint32_t is_explicit_cluster() {
+  std::uint32_t is;
+  asm volatile(
+      "{\n .reg .pred is;\n mov.pred is, %%is_explicit_cluster;\n selp.u32 %0, 1, 0, is;\n}"
+      : "=r"(is));
+  return is;
 }
+/// This CTA's cluster's place in the grid along z (a launch without clusters counts CTAs).
 __device__ __forceinline__ int clusterid_z() {
   int id;
   asm volatile("mov.u32 %0, %%clusterid.z;" : "=r"(id));
   return id;
-}
-__device__ __forceinline__ int nclusterid_z() {
-  int n;
-  asm volatile("mov.u32 %0, %%nclusterid.z;" : "=r"(n));
-  return n;
 }
 
 /// Cluster barrier, halves apart; aligned: all threads of a warp together.

@@ -172,9 +172,11 @@ struct TiledKernel {
   }
 
   /// Calls load(stage, item, k_tile) for every stage of every item, in order, once it is free;
-  /// ready() before the first, when it is known which one that is.
+  /// ready() before the first, when it is known which one that is. Returns the stage after the
+  /// last.
   template <class Ready, class Load>
-  __device__ __forceinline__ void fill_ring(const Ready& ready, const Load& load) const {
+  __device__ __forceinline__ device::RingCursor fill_ring(const Ready& ready,
+                                                          const Load& load) const {
     device::RingCursor cursor(p.stages);
     device::WorkItem item;
     device::TileScheduler work = scheduler();
@@ -183,7 +185,7 @@ struct TiledKernel {
       int k_begin = 0, k_end = 0;
       if (more) k_range(item, k_begin, k_end);
       if (first) ready();
-      if (!more) return;
+      if (!more) return cursor;
       for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
         ring.wait_empty(cursor);
         load(cursor.stage, item, k_tile);
@@ -192,21 +194,36 @@ struct TiledKernel {
   }
 
   /// A warp. Weights don't depend on the kernels before this one, so it never waits for those.
-  __device__ __forceinline__ void produce_weights() const {
+  /// Returns the stage after the last.
+  __device__ __forceinline__ device::RingCursor produce_weights() const {
     const int bytes = kWBytes + p.scale_box_bytes * (kConfig.quant == Quant::group_zero ? 2 : 1);
-    fill_ring([&] { meet(); },
-              [&](int stage, const device::WorkItem& item, int k_tile) {
-                if (!ptx::elect_one()) return;
-                ptx::mbarrier_arrive_expect_tx(ring.full(stage), bytes);
-                load_weights(stage, item.tile_n, k_tile);
-              });
+    return fill_ring([&] { producer_meets(); },
+                     [&](int stage, const device::WorkItem& item, int k_tile) {
+                       if (!ptx::elect_one()) return;
+                       ptx::mbarrier_arrive_expect_tx(ring.full(stage), bytes);
+                       load_weights(stage, item.tile_n, k_tile);
+                     });
+  }
+
+  /// cluster_k, a warp, `next` being the stage it would fill next: tells all CTAs of the cluster
+  /// when what its exchange takes the place of has been read for the last time.
+  __device__ __forceinline__ void offer_room(device::RingCursor next) const {
+    for (int i = 0; i < p.stages; ++i, next.advance()) {
+      const int of_exchange = next.stage - p.exchange_stage;
+      if (of_exchange >= 0 && of_exchange < p.exchange_stages) ring.wait_empty(next);
+    }
+    const int lane = threadIdx.x % kWarpSize;
+    const int sharers = p.cluster_n * p.cluster_m;
+    ptx::mbarrier_arrive_cluster_if(
+        lane < p.cluster_k,
+        ptx::mapa(ring.room(), rank() + (min(lane, p.cluster_k - 1) - place.z) * sharers));
   }
 
   /// kByTma: a warp; otherwise kXCopyThreads.
   template <bool kByTma>
   __device__ __forceinline__ void produce_x() const {
     const auto ready = [&] {
-      meet();
+      producer_meets();
       if (p.pdl) ptx::griddepcontrol_wait();
     };
     fill_ring(ready, [&](int stage, const device::WorkItem& item, int k_tile) {
@@ -221,35 +238,47 @@ struct TiledKernel {
 
   /// The producer warpgroup: its first warp loads weights, the second X, or all others copy X. The
   /// third one makes the barriers, meanwhile the first two find out what to load.
-  __device__ __forceinline__ void produce() const {
-    const int warp = ptx::uniform(threadIdx.x / kWarpSize % 4);
-    if (warp == 2 && ptx::elect_one()) {
-      ring.init(1 + (p.x_by_tma ? 1 : kXCopyThreads), kReleasingWarps * p.cluster_n * p.cluster_m,
-                p.cluster_k);
-      ptx::fence_mbarrier_init();
+  __device__ __forceinline__ void produce(int warp) const {
+    if (warp == 2) {
+      if (ptx::elect_one()) {
+        ring.init(1 + (p.x_by_tma ? 1 : kXCopyThreads), kReleasingWarps * p.cluster_n * p.cluster_m,
+                  p.cluster_k, 4 * kConsumers);
+        ptx::fence_mbarrier_init();
+      }
+      __syncwarp();
     }
-    __syncwarp();
+    device::RingCursor next(p.stages);
     if (warp == 0) {
-      produce_weights();
+      next = produce_weights();
     } else if (!p.x_by_tma) {
       produce_x<false>();
     } else if (warp == 1) {
       produce_x<true>();
     } else {
-      meet();
+      producer_meets();
     }
     __syncwarp();
+    meet_late();
+    if (warp == 0 && p.cluster_k > 1 && has_tile()) offer_room(next);
   }
 
-  /// Everybody: barriers are there, in this CTA and, where CTAs multicast into each other's stages,
-  /// in those of the cluster.
-  __device__ __forceinline__ void meet() const {
+  // Everybody: barriers are there, in this CTA and, where CTAs multicast into each other's stages,
+  // in those of the cluster. Producers need no consumer for their first copies, so they meet among
+  // themselves and say so.
+  __device__ __forceinline__ void producer_meets() const {
+    if (meets_cluster()) return;
+    ptx::barrier_sync(device::kProducersBarrier, kWarpgroupThreads);
+    ptx::barrier_arrive(device::kSetupBarrier, num_threads(kConfig));
+  }
+  __device__ __forceinline__ void consumer_meets() const {
+    if (meets_cluster()) return;
+    ptx::barrier_sync(device::kSetupBarrier, num_threads(kConfig));
+  }
+  __device__ __forceinline__ bool meets_cluster() const {
     if (cluster_size() > 1) ptx::barrier_cluster_arrive_relaxed();
-    if (p.cluster_n * p.cluster_m > 1) {
-      ptx::barrier_cluster_wait();
-    } else {
-      ptx::barrier_sync(device::kSetupBarrier, num_threads(kConfig));
-    }
+    const bool waits = p.cluster_n * p.cluster_m > 1;
+    if (waits) ptx::barrier_cluster_wait();
+    return waits;
   }
 
   /// Every other warp, in a cluster that only splits K: by now its other CTAs have barriers, too.
@@ -259,10 +288,12 @@ struct TiledKernel {
   __device__ __forceinline__ bool only_splits_k() const {
     return p.cluster_k > 1 && p.cluster_n * p.cluster_m == 1;
   }
-  /// Whether consumers leave in add_up_cluster, before the epilogue: a cluster that has a tile.
-  __device__ __forceinline__ bool leaves_early() const {
-    return only_splits_k() && cluster < p.cluster_tiles_n * p.cluster_tiles_m;
+  /// cluster_k: whether the cluster has something to do. It has one tile then.
+  __device__ __forceinline__ bool has_tile() const {
+    return cluster < p.cluster_tiles_n * p.cluster_tiles_m;
   }
+  /// Whether consumers leave in add_up_cluster, before the epilogue.
+  __device__ __forceinline__ bool leaves_early() const { return only_splits_k() && has_tile(); }
 
   // No CTA of a cluster may exit while others multicast into its memory or arrive on its barriers,
   // or while a copy of its sums is on the way to them.
@@ -271,7 +302,7 @@ struct TiledKernel {
   __device__ __forceinline__ void leave() const {
     if (cluster_size() > 1) ptx::barrier_cluster_arrive_relaxed();
   }
-  /// Every warp, before it exits.
+  /// The producer warpgroup, last of all: its CTA's memory is there until all have left.
   __device__ __forceinline__ void await_others() const {
     if (cluster_size() > 1) ptx::barrier_cluster_wait();
   }
@@ -337,39 +368,27 @@ struct TiledKernel {
     }
   }
 
-  /// cluster_k: the sums of all CTAs of the cluster for this one's share of the tokens. A cluster
-  /// has one tile.
+  /// cluster_k, each warp by itself: the sums of all CTAs of the cluster for this one's share of
+  /// the tokens. A cluster has one tile.
   __device__ __forceinline__ void add_up_cluster(const Output& output, Accumulators& acc,
                                                  const typename Output::Tokens& share) const {
-    const int sharers = p.cluster_n * p.cluster_m;
-    const int first_rank = rank() - place.z * sharers;
-    const int thread = threadIdx.x;
-    const auto consumers_meet = [] {
-      ptx::bar_sync(device::kConsumersBarrier, kConsumers * kWarpgroupThreads);
-    };
-    consumers_meet();  // nobody here reads the ring any longer
-    if (thread < p.cluster_k) {
-      ptx::mbarrier_arrive_cluster_if(true,
-                                      ptx::mapa(ring.drained(), first_rank + thread * sharers));
-    }
-    output.put_shares(acc, stages_base);
-    typename Output::Parcel parcel{};
-    if (thread < p.cluster_k) {
-      parcel = output.parcel(stages_base, ring.received(), place.z, thread,
-                             first_rank + thread * sharers);
-    }
+    const int lane = threadIdx.x % kWarpSize;
+    const std::uint32_t exchange = stages_base + p.exchange_stage * kStageBytes;
+    ptx::mbarrier_wait(ring.room(), 0);
+    output.put_shares(acc, exchange);
     ptx::fence_proxy_async_shared();
-    consumers_meet();
-    if (thread < kWarpSize) {
-      if (thread == 0) {
-        ptx::mbarrier_arrive_expect_tx(ring.received(), output.bytes_received(share));
-      }
-      ptx::mbarrier_wait(ring.drained(), 0);
-      if (thread < p.cluster_k && thread != place.z) output.send(parcel);
+    __syncwarp();
+    if (lane == 0) {
+      ptx::mbarrier_arrive_expect_tx(ring.received(), output.bytes_received(share));
     }
+    if (lane < p.cluster_k && lane != place.z) {
+      output.send_share(exchange, ring.received(), place.z, lane,
+                        rank() + (lane - place.z) * p.cluster_n * p.cluster_m);
+    }
+    __syncwarp();
     ptx::mbarrier_wait(ring.received(), 0);
     if (only_splits_k()) leave();
-    output.take_share(acc, stages_base, share, place.z);
+    output.take_share(acc, exchange, share, place.z);
   }
 };
 
@@ -378,26 +397,32 @@ __global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.
     gemm_tiled(const __grid_constant__ Params p) {
   using Kernel = TiledKernel<Variant>;
   constexpr KernelConfig kConfig = Variant::config;
-  extern __shared__ char dynamic_smem[];
-  // The swizzle pattern repeats every 1024 bytes of address. Added to the pointer, not computed
-  // from it as an integer: that would lose the address space, and loads would be generic.
-  char* const smem = dynamic_smem + (-ptx::smem_address(dynamic_smem) & 1023u);
-
+  extern __shared__ __align__(1024) char dynamic_smem[];  // the swizzle pattern repeats so
+  const int warp = ptx::uniform(threadIdx.x / kWarpSize);
+  // The grid is cluster_n x cluster_m x (clusters · cluster_k). From the special registers of
+  // clusters it would take the compiler floating-point divisions.
+  const int z = blockIdx.z;
+  const int cluster = divide(z, p.by_cluster_k);
+  char* const smem = dynamic_smem + kHeaderBytes;
   const Kernel kernel{
       p,
-      device::Ring(ptx::smem_address(smem) + p.ring_bytes + staging_bytes(kConfig), p.stages),
+      device::Ring(ptx::smem_address(dynamic_smem), p.stages),
       ptx::smem_address(smem),
       smem,
-      ptx::cluster_ctaid(),
-      ptx::clusterid_z(),
-      ptx::nclusterid_z()};
-  const int warp = ptx::uniform(threadIdx.x / kWarpSize);
-  const bool produces = warp >= 4 * Kernel::kConsumers;
-  if (produces) {
+      {static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y), z - cluster * p.cluster_k},
+      cluster,
+      p.clusters};
+  constexpr int kConsumerWarps = 4 * Kernel::kConsumers;
+  const int producer = warp - kConsumerWarps;
+  if (producer < 0 || producer == 3) {  // the others are in a hurry
+    device::touch_params(p, producer < 0 ? warp : kConsumerWarps, kConsumerWarps + 1,
+                         reinterpret_cast<std::uint32_t*>(dynamic_smem + kBarrierBytes));
+  }
+  if (producer >= 0) {
     ptx::setmaxnreg_dec<kProducerRegisters>();
-    kernel.produce();
-    kernel.meet_late();
+    kernel.produce(producer);
     kernel.leave();
+    kernel.await_others();
   } else {
     if (threadIdx.x == 0) {
       if (p.x_by_tma) ptx::prefetch_tensormap(p.x_map);
@@ -405,16 +430,12 @@ __global__ void __launch_bounds__(num_threads(Variant::config), Variant::config.
       if constexpr (kConfig.quant != Quant::column) ptx::prefetch_tensormap(p.scales_map);
       if constexpr (kConfig.quant == Quant::group_zero) ptx::prefetch_tensormap(p.zeros_map);
     }
-    // The slab is used by epilogues only.
-    auto* const slab = reinterpret_cast<std::uint32_t*>(smem + p.ring_bytes);
-    if (warp < 4 && threadIdx.x % kWarpSize == 1) device::touch_params(p, slab, warp, 4);
-    kernel.meet();
+    kernel.consumer_meets();
     if (p.pdl) ptx::griddepcontrol_launch_dependents();
     ptx::setmaxnreg_inc<consumer_registers(kConfig)>();
     kernel.consume(warp / 4);
     if (!kernel.leaves_early()) kernel.leave();
   }
-  kernel.await_others();
 }
 
 }  // namespace mixgemm

@@ -43,6 +43,16 @@ std::int64_t clusters_to_fill_up(const KernelConfig& c, const LaunchConfig& l,
   return two_fit(c, l) && 2 * clusters > one_each ? one_each : 0;
 }
 
+/// Stages that a CTA of a cluster that splits K gives up to the sums of its tile. The oldest ones
+/// when the last stages are being multiplied, where those lie together: the CTA can then offer
+/// their room long before it has sums itself.
+void place_exchange(const KernelConfig& c, const LaunchConfig& l, Params& p) {
+  const std::int64_t needed = ceil_div(exchange_bytes(c, l.cluster_k), stage_bytes(c));
+  p.exchange_stages = static_cast<int>(std::min<std::int64_t>(needed, l.stages));
+  const int oldest = static_cast<int>(ceil_div(p.k_tiles, l.cluster_k) % l.stages);
+  p.exchange_stage = oldest + p.exchange_stages <= l.stages ? oldest : 0;
+}
+
 }  // namespace
 
 bool two_fit(const KernelConfig& c, const LaunchConfig& l) {
@@ -200,6 +210,7 @@ Params params_template(const KernelConfig& c, const LaunchConfig& l, const Probl
   p.ring_bytes = c.schedule == Schedule::streaming || c.schedule == Schedule::multistage
                      ? 0
                      : tiled_ring_bytes(c, l.stages, l.cluster_k);
+  if (l.cluster_k > 1) place_exchange(c, l, p);
   p.by_k_tiles = divisor(p.k_tiles);
   p.by_cluster_k = divisor(l.cluster_k);
   p.by_stream_length = divisor(std::max(1, p.stream_length));
@@ -211,6 +222,7 @@ Params params_template(const KernelConfig& c, const LaunchConfig& l, const Probl
   p.cluster_n = l.cluster_n;
   p.cluster_m = l.cluster_m;
   p.cluster_k = l.cluster_k;
+  p.clusters = static_cast<int>(g.clusters);
   p.x_box_tokens = c.tile_m / l.cluster_n;
   p.codes_box_strips = c.tile_n / layout::kStripRows / l.cluster_m;
   p.stages = l.stages;

@@ -529,19 +529,23 @@ void check_readable(const void* from, std::size_t bytes) {
   }
 }
 
-void sync_threads(int id, int threads) {
-  Meeting& meeting = here->named.at(static_cast<std::size_t>(id));
-  const auto expected = static_cast<unsigned>(threads);
+/// Whether this thread is the last.
+bool arrive_named(Meeting& meeting, unsigned expected) {
   if (meeting.arrived > 0 && meeting.expected != expected) {
     fail("threads disagree on how many meet at a barrier");
   }
   meeting.expected = expected;
-  if (++meeting.arrived == expected) {
-    meeting.arrived = 0;
-    ++meeting.round;
-    return;
-  }
-  wait_for(Wait::named, meeting, id);
+  if (++meeting.arrived != expected) return false;
+  meeting.arrived = 0;
+  ++meeting.round;
+  return true;
+}
+void sync_threads(int id, int threads) {
+  Meeting& meeting = here->named.at(static_cast<std::size_t>(id));
+  if (!arrive_named(meeting, static_cast<unsigned>(threads))) wait_for(Wait::named, meeting, id);
+}
+void arrive_threads(int id, int threads) {
+  arrive_named(here->named.at(static_cast<std::size_t>(id)), static_cast<unsigned>(threads));
 }
 
 void sync_cta() { sync_threads(0, static_cast<int>(launch->threads)); }

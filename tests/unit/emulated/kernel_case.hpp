@@ -262,7 +262,7 @@ inline void check(const Kernel& kernel, unsigned seed, const Problem& problem,
   launch.name = name;
   if (c.arch == 90 && select::is_tiled(c)) {  // which aligns its shared memory by itself
     launch.window = dynamic_smem;
-    launch.window_address = 1024 + 16 * static_cast<std::uint32_t>(pick(rng, 0, 63));
+    launch.window_address = 1024 * static_cast<std::uint32_t>(pick(rng, 1, 64));
   }
   FromBefore before;
   if (how.pdl) {

@@ -29,6 +29,7 @@ inline bool any(bool value) {
   emulator::meet_warp(&value, any_of_a_warp);
   return value;
 }
+inline std::uint32_t is_explicit_cluster() { return 0; }
 inline bool elect_one() {
   emulator::sync_warp();
   return threadIdx.x % 32 == 0;
@@ -47,17 +48,13 @@ void setmaxnreg_inc() {}
 
 inline void bar_sync(int id, int threads) { emulator::sync_threads(id, threads); }
 inline void barrier_sync(int id, int threads) { emulator::sync_threads(id, threads); }
+inline void barrier_arrive(int id, int threads) { emulator::arrive_threads(id, threads); }
 
-inline int3 cluster_ctaid() {
-  const emulator::Index id = emulator::cta_in_cluster();
-  return {static_cast<int>(id.x), static_cast<int>(id.y), static_cast<int>(id.z)};
-}
 inline std::uint32_t cluster_ctarank() {
   const emulator::Index id = emulator::cta_in_cluster(), shape = emulator::cluster_shape();
   return id.x + shape.x * (id.y + shape.y * id.z);
 }
 inline int clusterid_z() { return static_cast<int>(blockIdx.z / emulator::cluster_shape().z); }
-inline int nclusterid_z() { return static_cast<int>(gridDim.z / emulator::cluster_shape().z); }
 
 inline void barrier_cluster_arrive() { emulator::arrive_cluster(); }
 inline void barrier_cluster_arrive_relaxed() { emulator::arrive_cluster(); }
