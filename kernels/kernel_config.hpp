@@ -42,6 +42,7 @@ struct KernelConfig {
   int tile_m = 128;  ///< tokens
   int tile_k = 64;   ///< k per ring stage
   int consumer_warpgroups = 2;
+  int k_teams = 1;      ///< cooperative: teams of them that share the k-blocks of each stage
   int ctas_per_sm = 1;  ///< occupancy that the register cap aims at
 
   friend constexpr bool operator==(const KernelConfig&, const KernelConfig&) = default;
@@ -77,7 +78,11 @@ inline constexpr int kStageTokens = 64;  // tokens that pass through the output 
 
 /// Rows of the weight that one consumer warpgroup multiplies.
 constexpr int rows_per_warpgroup(const KernelConfig& c) {
-  return c.schedule == Schedule::pingpong ? c.tile_n : c.tile_n / c.consumer_warpgroups;
+  return c.schedule == Schedule::pingpong ? c.tile_n : c.tile_n * c.k_teams / c.consumer_warpgroups;
+}
+/// Consumer warpgroups that store their rows: the first team's.
+constexpr int storing_warpgroups(const KernelConfig& c) {
+  return c.consumer_warpgroups / c.k_teams;
 }
 /// The CTA's threads; there is no producer warpgroup where every warp copies.
 constexpr int num_threads(const KernelConfig& c) {
@@ -118,11 +123,16 @@ constexpr int staging_tokens(const KernelConfig& c) {
   if (c.tile_m < kStageTokens) return c.tile_m;
   // Half as many where a third ring stage fits only then.
   const int left = kMaxSharedBytes - kHeaderBytes - 3 * stage_bytes(c);
-  const int whole = c.consumer_warpgroups * kStageTokens * staging_pitch_elems(c) * 2;
+  const int whole = storing_warpgroups(c) * kStageTokens * staging_pitch_elems(c) * 2;
   return whole > left && whole / 2 <= left ? kStageTokens / 2 : kStageTokens;
 }
 constexpr int staging_bytes(const KernelConfig& c) {
-  return c.consumer_warpgroups * staging_tokens(c) * staging_pitch_elems(c) * 2;
+  return storing_warpgroups(c) * staging_tokens(c) * staging_pitch_elems(c) * 2;
+}
+/// k_teams: tokens whose fp32 sums pass from team to team at a time, by way of the slab.
+constexpr int team_tokens(const KernelConfig& c) {
+  const int fit = staging_tokens(c) * staging_pitch_elems(c) * 2 / (4 * rows_per_warpgroup(c));
+  return fit / 8 * 8;
 }
 /// What a CTA holds where cluster_k CTAs add up a tile: fp32 sums of its own k range, and of each
 /// other CTA's for its share of the tokens, in blocks of 16. It takes the place of ring stages that
@@ -363,6 +373,16 @@ constexpr const char* why_illegal(const KernelConfig& c) {
   }
   if (launch_registers(c) <= kProducerRegisters || consumer_registers(c) > 240) {
     return "registers: consumer_warpgroups x ctas_per_sm must leave 48 to 240 a thread";
+  }
+  if (c.k_teams != 1) {
+    if (c.schedule != Schedule::cooperative) return "k_teams needs the cooperative schedule";
+    if (c.k_teams != 2 || c.consumer_warpgroups % 2 != 0) {
+      return "k_teams must be 1, or 2 with two or four consumer warpgroups";
+    }
+    if (c.tile_k / layout::kBlockK % c.k_teams != 0) {
+      return "k_teams: tile_k must give each team as many k-blocks";
+    }
+    if (c.tile_m % 16 != 0 || team_tokens(c) < 8) return "k_teams: tile_m must be 16 or more";
   }
   if (c.schedule == Schedule::pingpong && c.consumer_warpgroups != 2) {
     return "pingpong needs two consumer warpgroups";

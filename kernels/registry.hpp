@@ -59,6 +59,7 @@ constexpr KernelId kernel_id(const KernelConfig& c, std::string_view epilogue = 
      << kQuants[static_cast<int>(c.quant)] << "_t" << c.tile_n << "x" << c.tile_m << "x" << c.tile_k
      << "_" << kSchedules[static_cast<int>(c.schedule)];
   if (c.consumer_warpgroups != 2) id << "_w" << c.consumer_warpgroups;
+  if (c.k_teams != 1) id << "_k" << c.k_teams;
   if (c.ctas_per_sm != 1) id << "_o" << c.ctas_per_sm;
   if (epilogue != "standard") id << "_" << epilogue;
   return id;

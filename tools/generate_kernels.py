@@ -47,7 +47,8 @@ GROUP_SIZES = {"c": (0,), "g": (64, 128), "gz": (0, 64, 128), "fg": (16, 32), "f
 # cluster_n x cluster_m, then cluster_k where K is split inside a cluster.
 CLUSTERS = ((1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1), (1, 1, 2), (1, 1, 4))
 TILE_PATTERN = re.compile(
-    r"t(?P<n>\d+)x(?P<m>\d+)x(?P<k>\d+)_(?P<schedule>[a-z]+)(?:_w(?P<w>\d+))?(?:_o(?P<o>\d+))?")
+    r"t(?P<n>\d+)x(?P<m>\d+)x(?P<k>\d+)_(?P<schedule>[a-z]+)(?:_w(?P<w>\d+))?"
+    r"(?:_k(?P<teams>\d+))?(?:_o(?P<o>\d+))?")
 
 
 class ManifestError(Exception):
@@ -66,6 +67,7 @@ class Kernel:
     tile_m: int
     tile_k: int
     consumer_warpgroups: int
+    k_teams: int  # of consumer warpgroups
     ctas_per_sm: int
     epilogue: str
     reason: str
@@ -78,9 +80,10 @@ class Kernel:
     @property
     def tile(self):
         warpgroups = f"_w{self.consumer_warpgroups}" if self.consumer_warpgroups != 2 else ""
+        teams = f"_k{self.k_teams}" if self.k_teams != 1 else ""
         occupancy = f"_o{self.ctas_per_sm}" if self.ctas_per_sm != 1 else ""
         return (f"t{self.tile_n}x{self.tile_m}x{self.tile_k}_{self.schedule}"
-                f"{warpgroups}{occupancy}")
+                f"{warpgroups}{teams}{occupancy}")
 
     @property
     def id(self):
@@ -104,6 +107,12 @@ class Kernel:
     def threads(self):
         producers = 0 if self.schedule in ("stream", "multi") else 1
         return (self.consumer_warpgroups + producers) * 128
+
+    @property
+    def rows_per_warpgroup(self):
+        if self.schedule == "pp":
+            return self.tile_n
+        return self.tile_n * self.k_teams // self.consumer_warpgroups
 
     @property
     def resident_ctas(self):
@@ -136,9 +145,9 @@ class Kernel:
             return warps * self.tile_m * (self.tile_n + 4) * 4
         if self.schedule == "multi":
             return 0
-        rows = self.tile_n if self.schedule == "pp" else self.tile_n // self.consumer_warpgroups
         rest = 1024
-        staging = self.consumer_warpgroups * min(self.tile_m, 64) * (rows + 8) * 2
+        rows = self.rows_per_warpgroup
+        staging = self.consumer_warpgroups // self.k_teams * min(self.tile_m, 64) * (rows + 8) * 2
         left = 227 * 1024 - rest - 3 * self.stage_bytes()
         if self.tile_m >= 64 and staging > left >= staging // 2:  # half, for a third stage
             staging //= 2
@@ -189,7 +198,7 @@ class Kernel:
         elif self.schedule == "multi":
             cpu_s = 0.6 + self.tile_n * self.tile_m / self.threads / 160
         else:
-            rows = self.tile_n if self.schedule == "pp" else self.tile_n // self.consumer_warpgroups
+            rows = self.rows_per_warpgroup
             cpu_s = 1.3 + 0.0085 * self.tile_m * rows / 64
         cpu_s *= 1.2 if self.tile_k >= 128 else 1
         cpu_s *= 1.6 if self.quant.startswith("f") else 1  # scales change within a k-block
@@ -205,6 +214,7 @@ class Kernel:
                 f".schedule = Schedule::{SCHEDULES[self.schedule]}, .tile_n = {self.tile_n}, "
                 f".tile_m = {self.tile_m}, .tile_k = {self.tile_k}, "
                 f".consumer_warpgroups = {self.consumer_warpgroups}, "
+                f".k_teams = {self.k_teams}, "
                 f".ctas_per_sm = {self.ctas_per_sm}}}")
 
 
@@ -260,7 +270,7 @@ def parse_row(row, number, epilogues):
     tile = TILE_PATTERN.fullmatch(row["tile"])
     if not tile:
         raise ManifestError(f"{where}: tile must read t<n>x<m>x<k>_<schedule>[_w<warpgroups>]"
-                            f"[_o<CTAs per SM>]; got {row['tile']!r}")
+                            f"[_k<teams>][_o<CTAs per SM>]; got {row['tile']!r}")
     if tile["schedule"] not in SCHEDULES:
         raise ManifestError(f"{where}: schedule must be one of {', '.join(SCHEDULES)}; "
                             f"got {tile['schedule']!r}")
@@ -279,7 +289,7 @@ def parse_row(row, number, epilogues):
             arch=row.get("arch", 90), act=parts[0], weight=parts[1], quant=parts[2],
             schedule=tile["schedule"], tile_n=int(tile["n"]), tile_m=int(tile["m"]),
             tile_k=int(tile["k"]), consumer_warpgroups=int(tile["w"] or 2),
-            ctas_per_sm=int(tile["o"] or 1), epilogue=epilogue,
+            k_teams=int(tile["teams"] or 1), ctas_per_sm=int(tile["o"] or 1), epilogue=epilogue,
             reason=" ".join(row["reason"].split()), extra=row.get("extra", False))
         if (kernel.arch, kernel.schedule) not in TEMPLATES:
             raise ManifestError(f"{where}: arch and schedule must be one of "

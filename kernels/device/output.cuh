@@ -22,6 +22,7 @@ enum NamedBarrier : int {
   kSetupBarrier = 0,      ///< the CTA's threads: the ring's barriers are made
   kWarpgroupBarrier = 1,  ///< + warpgroup: the 128 threads of one consumer warpgroup
   kProducersBarrier = 5,  ///< the producer warpgroup: as kSetupBarrier
+  kTeamsBarrier = 6,      ///< + warpgroup: those of all teams with the same rows
 };
 
 template <KernelConfig kConfig, class Epilogue>
@@ -100,6 +101,51 @@ class Output {
     const int begin = divide(kBlocks * k_rank, p_.by_cluster_k) * 16;
     const int end = min(divide(kBlocks * (k_rank + 1), p_.by_cluster_k) * 16, kTileM);
     return {begin, max(end - begin, 0)};
+  }
+
+  /// k_teams: adds the second team's sums to the first one's, warpgroup by warpgroup. In a cluster
+  /// that splits K by way of the CTA's area at `exchange`, otherwise of the slab (exchange = 0),
+  /// some tokens at a time.
+  __device__ __forceinline__ void join_teams(int team, Accumulators& acc,
+                                             std::uint32_t exchange) const {
+    const auto meet = [&] {
+      ptx::bar_sync(kTeamsBarrier + warpgroup_, kConfig.k_teams * kWarpgroupThreads);
+    };
+    if (exchange != 0) {
+      const std::uint32_t own = own_at(exchange) + lane() * 16;
+      if (team > 0) put_shares(acc, exchange);
+      meet();
+      if (team > 0) return;
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        for_each_vector(block, [&](int r, int i, int vector, int) {
+          add(acc[r] + i, ptx::ld_shared_f32x4(own + vector * kVectorBytes));
+        });
+      }
+      return;
+    }
+    constexpr int kRound = team_tokens(kConfig) / 2 * kRowBlocks;  // sums of a thread
+    const std::uint32_t slab = ptx::smem_address(staging_) + thread() * 16;
+#pragma unroll
+    for (int first = 0; first < kSums; first += kRound) {
+      meet();  // the slab is free
+#pragma unroll
+      for (int s = first; s < first + kRound && s < kSums; s += 4) {
+        float* const sums = acc[s / kBlockSums] + s % kBlockSums;
+        if (team > 0) {
+          ptx::st_shared_f32x4(slab + (s - first) * (kWarpgroupThreads * 4),
+                               make_float4(sums[0], sums[1], sums[2], sums[3]));
+        }
+      }
+      meet();
+#pragma unroll
+      for (int s = first; s < first + kRound && s < kSums; s += 4) {
+        float* const sums = acc[s / kBlockSums] + s % kBlockSums;
+        if (team == 0) {
+          add(sums, ptx::ld_shared_f32x4(slab + (s - first) * (kWarpgroupThreads * 4)));
+        }
+      }
+    }
   }
 
   // cluster_k: every warp has the sums of its rows added up for itself, with those of the same warp
@@ -217,19 +263,20 @@ class Output {
 
   // cluster_k: what a CTA keeps for it: the sums of its own k range, [warp][block of tokens], and
   // behind them its share of each other CTA's, likewise. exchange_bytes() counts both.
-  static constexpr int kWarps = 4 * kConfig.consumer_warpgroups;
+  static constexpr int kWarps = 4 * storing_warpgroups(kConfig);
   static constexpr int kVectorBytes = kWarpSize * 16;
   static constexpr int kBlockBytes = 2 * kRowBlocks * kVectorBytes;  // of a warp
   static constexpr int kBlocks = token_blocks(kConfig);
   static __device__ __forceinline__ int bytes_of(const Tokens& share) {  // of a warp
     return share.count * (kConfig.tile_n * 4 / kWarps);
   }
+  static __device__ __forceinline__ int adding_warp() { return threadIdx.x / kWarpSize % kWarps; }
   /// Where the warp's own sums are, and what it receives.
   static __device__ __forceinline__ std::uint32_t own_at(std::uint32_t exchange) {
-    return exchange + threadIdx.x / kWarpSize * (kBlocks * kBlockBytes);
+    return exchange + adding_warp() * (kBlocks * kBlockBytes);
   }
   __device__ __forceinline__ std::uint32_t first_received_at(std::uint32_t exchange) const {
-    return exchange + (kWarps * kBlocks + threadIdx.x / kWarpSize * largest_share()) * kBlockBytes;
+    return exchange + (kWarps * kBlocks + adding_warp() * largest_share()) * kBlockBytes;
   }
   /// In the CTA with k rank `to`, what comes from k rank `from`.
   __device__ __forceinline__ std::uint32_t received_at(std::uint32_t exchange, int from,

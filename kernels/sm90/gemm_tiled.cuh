@@ -49,6 +49,8 @@ struct TiledKernel {
 
   static constexpr bool kPingpong = kConfig.schedule == Schedule::pingpong;
   static constexpr int kConsumers = kConfig.consumer_warpgroups;
+  // Cooperative: warpgroups of a team, each with rows of its own.
+  static constexpr int kTeam = storing_warpgroups(kConfig);
   using Math = StageMath<kConfig>;
   static constexpr int kRowBlocks = Math::kRowBlocks;
   static constexpr int kTileM = Math::kTileM;
@@ -242,7 +244,7 @@ struct TiledKernel {
     if (warp == 2) {
       if (ptx::elect_one()) {
         ring.init(1 + (p.x_by_tma ? 1 : kXCopyThreads), kReleasingWarps * p.cluster_n * p.cluster_m,
-                  p.cluster_k, 4 * kConsumers);
+                  p.cluster_k, 4 * kTeam);
         ptx::fence_mbarrier_init();
       }
       __syncwarp();
@@ -312,16 +314,18 @@ struct TiledKernel {
   __device__ __forceinline__ void consume(int warpgroup) const {
     const int warp = ptx::uniform(threadIdx.x / kWarpSize % 4);
     const int lane = threadIdx.x % kWarpSize;
-    const int in_tile = kPingpong ? 0 : warpgroup;
+    const int team = kPingpong ? 0 : warpgroup / kTeam;
+    const int of_team = warpgroup % kTeam;
+    const int in_tile = kPingpong ? 0 : of_team;
     const int sharers = p.cluster_n * p.cluster_m;
     const Math math{p, ring, stages_base};
-    const typename Math::Part part = math.part_of(in_tile * kRowBlocks * 4 + warp, lane);
+    const typename Math::Part part = math.part_of(team, in_tile * kRowBlocks * 4 + warp, lane);
     const std::uint32_t empty_there =
         ptx::mapa(ring.empty(0), place.z * sharers + min(lane, sharers - 1));
     const bool releases_here = sharers == 1 && lane == 0;
     const bool releases_there = sharers > 1 && lane < sharers;
     meet_late();
-    Output output(p, smem + p.ring_bytes, warpgroup);
+    Output output(p, smem + p.ring_bytes, of_team);
     typename Math::Units units[kRowBlocks];
     device::RingCursor cursor(p.stages);
     device::WorkItem item;
@@ -351,6 +355,14 @@ struct TiledKernel {
 #pragma unroll
         for (int r = 0; r < kRowBlocks; ++r) units[r].undo(acc[r]);
       }
+      if constexpr (kConfig.k_teams > 1) {
+        if (p.cluster_k > 1) ptx::mbarrier_wait(ring.room(), 0);
+        output.join_teams(team, acc, p.cluster_k > 1 ? exchange() : 0);
+        if (team > 0) {
+          if (leaves_early()) leave();
+          continue;
+        }
+      }
       typename Output::Tokens tokens;
       if (p.cluster_k > 1) {
         tokens = output.share_of(place.z);
@@ -368,12 +380,16 @@ struct TiledKernel {
     }
   }
 
+  /// cluster_k: where this CTA's area for sums begins, a shared-window address.
+  __device__ __forceinline__ std::uint32_t exchange() const {
+    return stages_base + p.exchange_stage * kStageBytes;
+  }
   /// cluster_k, each warp by itself: the sums of all CTAs of the cluster for this one's share of
   /// the tokens. A cluster has one tile.
   __device__ __forceinline__ void add_up_cluster(const Output& output, Accumulators& acc,
                                                  const typename Output::Tokens& share) const {
     const int lane = threadIdx.x % kWarpSize;
-    const std::uint32_t exchange = stages_base + p.exchange_stage * kStageBytes;
+    const std::uint32_t exchange = this->exchange();
     ptx::mbarrier_wait(ring.room(), 0);
     output.put_shares(acc, exchange);
     ptx::fence_proxy_async_shared();

@@ -28,6 +28,7 @@ struct StageMath {
   static constexpr int kRowBlocks = rows_per_warpgroup(kConfig) / kWarpgroupRows;
   static constexpr int kTileM = kConfig.tile_m;
   static constexpr int kKBlocks = kConfig.tile_k / layout::kBlockK;
+  static constexpr int kTeamBlocks = kKBlocks / kConfig.k_teams;  // of a stage, for each team
   static constexpr int kStrips = kConfig.tile_n / layout::kStripRows;
   static constexpr int kBits = bits_of(kConfig.weight);
   static constexpr int kCellBytes = layout::cell_bytes(kBits);
@@ -59,13 +60,22 @@ struct StageMath {
     std::uint32_t
         scales;  ///< of its first strip's rows g; those of the others lie strip_scales apart
     std::uint32_t strip_scales;
-    std::uint32_t x;  ///< warp_mma: where its ldmatrix reads
+    std::uint32_t x;  ///< its first k-block's X; warp_mma: where its ldmatrix reads
   };
-  __device__ __forceinline__ Part part_of(int first_strip, int lane) const {
+  __device__ __forceinline__ Part part_of(int team, int first_strip, int lane) const {
+    const int block = team * kTeamBlocks;
     Part part;
-    part.words = stages_base + kXBytes + first_strip * kBoxRowBytes + lane * 16;
+    part.words = stages_base + kXBytes + lane * 16 +
+                 (block / kBoxKBlocks * kStrips + first_strip) * kBoxRowBytes +
+                 block % kBoxKBlocks * kCellBytes;
     part.strip_scales = p.scale_box_groups * layout::kStripRows * 2;
-    part.scales = stages_base + kScaleOffset + first_strip * part.strip_scales + lane / 4 * 2;
+    part.scales =
+        group_at(stages_base + kScaleOffset + first_strip * part.strip_scales + lane / 4 * 2, part,
+                 0, block * layout::kBlockK);
+    if constexpr (!kWarpMma) {
+      part.x = stages_base + block * (kTileM * 128);
+      return part;
+    }
     // Matrices 0, 1 are tokens 0–7 at k 0–7, 8–15; matrices 2, 3 the same of tokens 8–15. Row t's
     // 16-byte chunks lie swizzled by t % 8.
     part.x = stages_base + (lane / 16 * 8 + lane % 8) * 128 + ((lane / 8 % 2) ^ (lane % 8)) * 16;
@@ -120,7 +130,7 @@ struct StageMath {
 
   // The constants of a group serve kShare k16 steps, as many as the launch's group size lets: one
   // of two loops, in each of which the compiler knows where constants begin.
-  static constexpr int kSteps = 4 * kKBlocks;  // of a stage
+  static constexpr int kSteps = 4 * kTeamBlocks;  // of a stage
   static constexpr int kLeastShare = kConfig.fine_groups ? 1 : 4;
   static constexpr int kMostShare = [] {
     if (kConfig.quant == Quant::column) return kLeastShare;
@@ -129,7 +139,7 @@ struct StageMath {
     // (128x128x128, H100), and int8 runs out of registers.
     const bool folded_f16 = kFolded && kConfig.act == DataType::f16 && kConsumers < 3;
     const bool slower = kRowBlocks * kTileM >= 128 && (folded_f16 || kBits == 8);
-    return kKBlocks > 1 && !slower ? 8 : kLeastShare;
+    return kTeamBlocks > 1 && !slower ? 8 : kLeastShare;
   }();
   template <int kShare>
   using Constants = device::GroupConstants[kSteps / kShare][kRowBlocks];
@@ -143,7 +153,7 @@ struct StageMath {
   // Two row blocks, or many constants beside many sums, spill.
   static constexpr bool kPipelined = [] {
     if (kWarpMma || kConsumers != 2 || kFragments != 4 || kConfig.fine_groups) return false;
-    const bool many_constants = kConfig.quant == Quant::group_zero && kKBlocks > 1;
+    const bool many_constants = kConfig.quant == Quant::group_zero && kTeamBlocks > 1;
     return kRowBlocks == 1 && kTileM <= (many_constants ? 96 : 128);
   }();
 
@@ -224,7 +234,7 @@ struct StageMath {
 
   // K-blocks whose words are in registers, or on their way there: all of a stage, or two.
   static constexpr int kWordBlocks =
-      consumer_registers(kConfig) < 150 && kKBlocks > 2 ? 2 : kKBlocks;
+      consumer_registers(kConfig) < 150 && kTeamBlocks > 2 ? 2 : kTeamBlocks;
   // Whether constants are loaded with the words of their first k-block, or before their first step.
   static constexpr bool kBlockGroups =
       kConfig.quant != Quant::column && !kConfig.fine_groups && !kFolded;
@@ -257,8 +267,7 @@ struct StageMath {
       make_constants<kShare>(values, units, acc, group);
     }
     // Uniform, or each MMA would move its descriptor from ordinary registers.
-    const std::uint64_t x =
-        ptx::wgmma_descriptor(ptx::uniform(static_cast<int>(stages_base + offset)));
+    const std::uint64_t x = ptx::wgmma_descriptor(ptx::uniform(static_cast<int>(part.x + offset)));
     std::uint32_t a[kFragments][kRowBlocks][4];
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
@@ -271,7 +280,7 @@ struct StageMath {
         dequantize(words[block % kWordBlocks][r], step % 4, group[step / kShare][r],
                    a[step % kFragments][r]);
       }
-      if (step % 4 == 3 && block + kWordBlocks < kKBlocks) load_block(block + kWordBlocks);
+      if (step % 4 == 3 && block + kWordBlocks < kTeamBlocks) load_block(block + kWordBlocks);
       ptx::wgmma_fence();
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
@@ -332,11 +341,11 @@ struct StageMath {
       const bool more = --stages_left > 0;
       // Uniform, or each MMA would move its descriptor from ordinary registers.
       const std::uint64_t x =
-          ptx::wgmma_descriptor(ptx::uniform(static_cast<int>(stages_base + offset)));
+          ptx::wgmma_descriptor(ptx::uniform(static_cast<int>(part.x + offset)));
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         const int block = step / 4;
-        if (step % 4 == 0 && block + 1 < kKBlocks) load_block(block + 1, words[(block + 1) % 2]);
+        if (step % 4 == 0 && block + 1 < kTeamBlocks) load_block(block + 1, words[(block + 1) % 2]);
         ptx::wgmma_wait_group<kPending>();
         if (step == kPending && previous >= 0) release(previous);  // none of its MMAs is left
         // NOTE: after the release, or a ring of two stages would wait for itself.
@@ -346,7 +355,7 @@ struct StageMath {
             ring.wait_full(cursor);
             offset = cursor.stage * kStageBytes;
           }
-          load_first(words[kKBlocks % 2]);  // after the last stage its own again, for nothing
+          load_first(words[kTeamBlocks % 2]);  // after the last stage its own again, for nothing
         }
         if (step + 1 < kSteps) make_fragment(step + 1);
         ptx::wgmma_fence();
@@ -363,7 +372,7 @@ struct StageMath {
         release(previous);
         return;
       }
-      if constexpr (kKBlocks % 2 != 0) {
+      if constexpr (kTeamBlocks % 2 != 0) {
 #pragma unroll
         for (int r = 0; r < kRowBlocks; ++r) {
 #pragma unroll
@@ -415,7 +424,7 @@ struct StageMath {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       const int block = step / 4;
-      if (step % 4 == 1 && block + 1 < kKBlocks) load_block(block + 1);
+      if (step % 4 == 1 && block + 1 < kTeamBlocks) load_block(block + 1);
       if (step + 1 < kSteps) load_tokens(step + 1);
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {

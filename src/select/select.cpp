@@ -12,25 +12,50 @@ namespace mixgemm::select {
 namespace {
 
 // Rates of the physics (docs/architecture.md, "What the hardware allows"), moved within what is
-// plausible to where the model's picks are fastest: 7,900 timings of 440 problems, f16 x int4 g128,
-// M = 1 .. 8192, on H100s and an H200. Clocks are the SM's.
-constexpr double kL2BytesPerClk = 70;          // from L2, per SM, where CTAs in step share reads
+// plausible to where the model's picks are fastest. Tiled kernels: timings of every configuration
+// of 55 problems with M = 4 .. 128 on an H200 and of eight with M = 200 .. 3000 on an H100, f16 x
+// int4 g128; the others': 7,900 timings of 440 problems on H100s and an H200. Clocks are the SM's.
 constexpr double kMulticastBytesPerClk = 110;  // delivered to an SM where a cluster shares a read
-constexpr double kStageLatencyClks = 1122;     // from issuing a copy to its bytes, under load
-constexpr double kMulticastFactor = 1.07;      // a pair of CTAs that multicast runs in lockstep
-constexpr double kOutOfStepFactor = 2.15;      // stream_k: CTAs at different k share no reads
-constexpr double kStageClks = 80.7;            // barrier and pointer work per ring stage
-constexpr double kStoreBytesPerClk = 100;      // output tiles, per SM
-constexpr double kPartialBytesPerClk = 48.3;   // fp32 partial tiles through L2, per SM
-constexpr double kExchangeBytesPerClk = 30;    // the same through distributed shared memory
-constexpr double kEpilogueClks = 786;          // barriers and latency of an epilogue
-constexpr double kClusterSumClks = 2000;       // sums leave, arrive, are added
-constexpr double kWorkspaceSumClks = 1783;     // flag written, seen, and the partial read back
-// What a tiled kernel makes of HBM next to one that only reads (drafts at M = 16).
-constexpr double kTiledHbmInefficiency = 1.03;
-constexpr double kSharedFixedUs = 1.5;  // where the next launch's CTAs fit beside this one's
-constexpr double kFixedUs = 1.1;        // launch, prologue, tensor-map fetch, first bytes
-constexpr double kFilledFixedUs = 0.6;  // where they fit, and each SM has one of either launch
+constexpr double kMulticastFactor = 1.03;      // a pair of CTAs that multicast runs in lockstep
+constexpr double kOutOfStepFactor = 2.01;      // stream_k: CTAs at different k share no reads
+constexpr double kStepLatencyClks = 62.9;      // least of a k16 step, with two fragments at a time
+constexpr double kExchangeBytesPerClk = 70.2;  // fp32 sums through distributed shared memory
+constexpr double kClusterSumClks = 1612;       // sums leave, arrive, are added
+constexpr double kFilledFixedUs = 0.703;  // as shared_fixed_us, and each SM has one CTA of either
+
+/// What token tiles cost on Hopper and below. Bytes and clocks of an SM.
+struct Rates {
+  double l2_bytes_per_clk;       ///< where CTAs in step share reads
+  double stage_latency_clks;     ///< from issuing a copy to its bytes, under load
+  double stage_clks;             ///< barrier and pointer work per ring stage
+  double store_bytes_per_clk;    ///< output tiles
+  double partial_bytes_per_clk;  ///< fp32 partial tiles through L2
+  double epilogue_clks;          ///< barriers and latency of an epilogue
+  double workspace_sum_clks;     ///< flag written, seen, and the partial read back
+  double hbm_inefficiency;       ///< next to a kernel that only reads
+  double fixed_us;               ///< launch, prologue, tensor-map fetch, first bytes
+  double shared_fixed_us;        ///< where the next launch's CTAs fit beside this one's
+};
+constexpr Rates kHopper = {.l2_bytes_per_clk = 107,
+                           .stage_latency_clks = 1507,
+                           .stage_clks = 96.4,
+                           .store_bytes_per_clk = 150,
+                           .partial_bytes_per_clk = 33.2,
+                           .epilogue_clks = 612,
+                           .workspace_sum_clks = 1672,
+                           .hbm_inefficiency = 1.03,
+                           .fixed_us = 0.857,
+                           .shared_fixed_us = 1.22};
+constexpr Rates kAmpere = {.l2_bytes_per_clk = 70,
+                           .stage_latency_clks = 1122,
+                           .stage_clks = 80.7,
+                           .store_bytes_per_clk = 100,
+                           .partial_bytes_per_clk = 48.3,
+                           .epilogue_clks = 786,
+                           .workspace_sum_clks = 1783,
+                           .hbm_inefficiency = 1.03,
+                           .fixed_us = 1.1,
+                           .shared_fixed_us = 1.5};
 
 // The streaming kernel. A warp waits for its data and for its own chain of MMAs far more than for
 // issue slots, so what counts is how long a warp takes for its share, in clocks.
@@ -55,11 +80,11 @@ constexpr double kStreamingOverlap = 0.209;       // of the lesser of stream and
 // its MMA takes tile_m/2 clocks.
 constexpr double kMmaEfficiency = 0.99;
 /// Clocks from a step's codes to its fragments for one warpgroup: hidden only by other warpgroups.
-constexpr double kDequantLatencyClks = 97.7;
+constexpr double kDequantLatencyClks = 54.4;
 /// Clocks of issue slots that a step takes.
-constexpr double kDequantIssueClks = 41.5;
+constexpr double kDequantIssueClks = 47.4;
 /// The share of dequantization that the MMAs don't hide.
-constexpr double kDequantExposed = 0.288;
+constexpr double kDequantExposed = 0.267;
 
 /// Relative cost of dequantization: measured for f16 and bf16 int4, counted in instructions for the
 /// others.
@@ -137,8 +162,12 @@ double math_clks_per_stage(const KernelConfig& c, int ctas, int device_arch) {
   const int warpgroups = c.consumer_warpgroups * ctas;
   const double mma = c.tile_m / 2.0 / kMmaEfficiency * warpgroups;
   const double dequant = std::max(kDequantLatencyClks, kDequantIssueClks * warpgroups);
-  const double steps = rows_per_warpgroup(c) / 64.0 * (c.tile_k / 16.0);
-  return (mma + kDequantExposed * dequant * dequant_weight(c)) * steps;
+  const double steps = rows_per_warpgroup(c) / 64.0 * (c.tile_k / 16.0) / c.k_teams;
+  const double shared = mma + kDequantExposed * dequant * dequant_weight(c);
+  // A warpgroup by itself: few registers leave it two fragments, so that each product waits for the
+  // one before the last.
+  const double alone = consumer_registers(c) < 150 ? kStepLatencyClks : 0;
+  return std::max(shared, alone) * steps;
 }
 
 /// What of a kernel's cost doesn't depend on launch or problem.
@@ -249,6 +278,7 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
                   const Problem& p, const DeviceFacts& device) {
   if (c.schedule == Schedule::streaming) return evaluate_streaming(c, l, p, device);
   const double clk_us = 1.0 / device.clock_mhz;
+  const Rates& rates = c.arch == 80 ? kAmpere : kHopper;
   const int size = l.cluster_size();
   const bool alone = c.ctas_per_sm == 1 ||
                      2 * (ring_smem_bytes(c, l) + kReservedSharedBytes) > device.shared.per_sm;
@@ -270,12 +300,12 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   const double cut = l.split_k == 1 && g.tiles_m > 1 ? static_cast<double>(g.stream_tiles) /
                                                            static_cast<double>(g.cluster_tiles)
                                                      : 0;
-  const double l2 = std::max(read / kL2BytesPerClk * (1 + (kOutOfStepFactor - 1) * cut),
+  const double l2 = std::max(read / rates.l2_bytes_per_clk * (1 + (kOutOfStepFactor - 1) * cut),
                              delivered / kMulticastBytesPerClk) *
                     per_sm * tiles_at_once;
-  const double latency = kStageLatencyClks / l.stages * tiles_at_once;
+  const double latency = rates.stage_latency_clks / l.stages * tiles_at_once;
   const double worst = std::max({math, l2, latency});
-  double stage_clks = worst + 0.15 * (math + l2 + latency - worst) + kStageClks;
+  double stage_clks = worst + 0.15 * (math + l2 + latency - worst) + rates.stage_clks;
   stage_clks *= 1 + (kMulticastFactor - 1) * std::log2(l.cluster_n * l.cluster_m);
 
   // Stages that the busiest CTA goes through, in units of `tiles_at_once` tiles.
@@ -284,7 +314,7 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   double stages = 0;     // main loop
   double epilogues = 0;  // per CTA
   double sum_clks = 0;
-  const double partial_clks = cost.tile_bytes * 2 / kPartialBytesPerClk *
+  const double partial_clks = cost.tile_bytes * 2 / rates.partial_bytes_per_clk *
                               (c.arch == 80 && per_sm == 2 ? kMultiCrowdReduceFactor : 1);
   const double exchange_clks = cost.tile_bytes * 2 / kExchangeBytesPerClk;
   if (l.cluster_k > 1) {
@@ -296,7 +326,7 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
     const double waves = std::ceil(static_cast<double>(g.clusters) / resident);
     stages = waves * std::ceil(k_tiles / l.split_k);
     epilogues = waves;
-    sum_clks = waves * (kWorkspaceSumClks + partial_clks * l.split_k);
+    sum_clks = waves * (rates.workspace_sum_clks + partial_clks * l.split_k);
   } else if (g.stream_tiles > 0) {
     const double clusters = static_cast<double>(g.clusters);
     const double sharers = static_cast<double>(g.stream_clusters);
@@ -304,7 +334,7 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
              std::ceil(static_cast<double>(g.stream_tiles) * k_tiles / sharers);
     epilogues = std::ceil(tiles / clusters);
     const double pieces = 1 + std::ceil(sharers / static_cast<double>(g.stream_tiles));
-    sum_clks = kWorkspaceSumClks + partial_clks * pieces;
+    sum_clks = rates.workspace_sum_clks + partial_clks * pieces;
   } else {
     const double waves = std::ceil(tiles / static_cast<double>(g.clusters));
     // A pingpong CTA with one tile leaves half its warpgroups idle; from two tiles on they overlap.
@@ -316,10 +346,12 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   Estimate e;
   const bool filled =
       launch::two_fit(c, l) && g.grid_ctas <= device.num_sms && g.grid_ctas + size > device.num_sms;
-  e.fixed_us = alone ? kFixedUs : filled ? kFilledFixedUs : kSharedFixedUs;
-  e.stream_us = hbm_bytes(c, l, p, g.tiles_m) / device.dram_bytes_per_us * kTiledHbmInefficiency;
+  e.fixed_us = alone ? rates.fixed_us : filled ? kFilledFixedUs : rates.shared_fixed_us;
+  e.stream_us = hbm_bytes(c, l, p, g.tiles_m) / device.dram_bytes_per_us * rates.hbm_inefficiency;
   e.loop_us = stages * stage_clks * clk_us;
-  e.output_us = epilogues * (kEpilogueClks + cost.tile_bytes / kStoreBytesPerClk * per_sm) * clk_us;
+  e.output_us = epilogues *
+                (rates.epilogue_clks + cost.tile_bytes / rates.store_bytes_per_clk * per_sm) *
+                clk_us;
   e.reduce_us = sum_clks * clk_us * (c.arch == 80 ? kMultiReduceFactor : 1);
   e.bound = worst == math ? "math" : worst == l2 ? "L2" : "latency";
   if (e.stream_us > e.loop_us) e.bound = "HBM";

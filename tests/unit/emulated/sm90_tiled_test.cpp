@@ -17,7 +17,8 @@ void call(const Params& p) {
 }
 
 template <DataType kAct, WeightType kWeight, Quant kQuant, bool kFine, Schedule kSchedule,
-          int kTileN, int kTileM, int kTileK, int kWarpgroups = 2, int kCtasPerSm = 1>
+          int kTileN, int kTileM, int kTileK, int kWarpgroups = 2, int kCtasPerSm = 1,
+          int kTeams = 1>
 constexpr Kernel kernel() {
   constexpr KernelConfig kKernel = {.act = kAct,
                                     .weight = kWeight,
@@ -28,6 +29,7 @@ constexpr Kernel kernel() {
                                     .tile_m = kTileM,
                                     .tile_k = kTileK,
                                     .consumer_warpgroups = kWarpgroups,
+                                    .k_teams = kTeams,
                                     .ctas_per_sm = kCtasPerSm};
   return {kKernel, call<kKernel>};
 }
@@ -47,6 +49,9 @@ const Kernel kKernels[] = {
     kernel<kF16, kInt4, Quant::group_zero, false, kWarpMma, 128, 16, 128, 1, 2>(),
     kernel<kF16, kInt8, Quant::group, false, kCoop, 128, 8, 256>(),
     kernel<kF16, kInt8, Quant::column, false, kCoop, 128, 96, 64>(),
+    kernel<kF16, kInt4, Quant::group, false, kCoop, 64, 32, 256, 2, 1, 2>(),
+    kernel<kF16, kInt4, Quant::group, false, kCoop, 128, 64, 256, 4, 1, 2>(),
+    kernel<kBf16, kInt8, Quant::group_zero, false, kCoop, 64, 16, 128, 2, 1, 2>(),
     kernel<kBf16, kInt4, Quant::group, false, kCoop, 128, 16, 128>(),
     kernel<kBf16, kInt4, Quant::group, false, kCoop, 256, 16, 128>(),
     kernel<kBf16, kInt4, Quant::group_zero, false, kCoop, 128, 24, 128>(),
