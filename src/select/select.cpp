@@ -17,11 +17,12 @@ namespace {
 // int4 g128; the others': 7,900 timings of 440 problems on H100s and an H200. Clocks are the SM's.
 constexpr double kMulticastBytesPerClk = 110;  // delivered to an SM where a cluster shares a read
 constexpr double kMulticastFactor = 1.03;      // a pair of CTAs that multicast runs in lockstep
-constexpr double kOutOfStepFactor = 2.01;      // stream_k: CTAs at different k share no reads
-constexpr double kStepLatencyClks = 62.9;      // least of a k16 step, with two fragments at a time
-constexpr double kExchangeBytesPerClk = 70.2;  // fp32 sums through distributed shared memory
-constexpr double kClusterSumClks = 1612;       // sums leave, arrive, are added
-constexpr double kFilledFixedUs = 0.703;  // as shared_fixed_us, and each SM has one CTA of either
+constexpr double kOutOfStepFactor = 1.91;      // stream_k: CTAs at different k share no reads
+constexpr double kStreamSumClks = 681;         // stream_k: ranges end at different times
+constexpr double kStepLatencyClks = 50.2;      // least of a k16 step, with two fragments at a time
+constexpr double kExchangeBytesPerClk = 95.5;  // fp32 sums through distributed shared memory
+constexpr double kClusterSumClks = 1491;       // sums leave, arrive, are added
+constexpr double kFilledFixedUs = 0.81;  // as shared_fixed_us, and each SM has one CTA of either
 
 /// What token tiles cost on Hopper and below. Bytes and clocks of an SM.
 struct Rates {
@@ -36,16 +37,16 @@ struct Rates {
   double fixed_us;               ///< launch, prologue, tensor-map fetch, first bytes
   double shared_fixed_us;        ///< where the next launch's CTAs fit beside this one's
 };
-constexpr Rates kHopper = {.l2_bytes_per_clk = 107,
-                           .stage_latency_clks = 1507,
-                           .stage_clks = 96.4,
+constexpr Rates kHopper = {.l2_bytes_per_clk = 101,
+                           .stage_latency_clks = 1425,
+                           .stage_clks = 75,
                            .store_bytes_per_clk = 150,
-                           .partial_bytes_per_clk = 33.2,
-                           .epilogue_clks = 612,
-                           .workspace_sum_clks = 1672,
+                           .partial_bytes_per_clk = 46.8,
+                           .epilogue_clks = 695,
+                           .workspace_sum_clks = 1649,
                            .hbm_inefficiency = 1.03,
-                           .fixed_us = 0.857,
-                           .shared_fixed_us = 1.22};
+                           .fixed_us = 0.885,
+                           .shared_fixed_us = 1.02};
 constexpr Rates kAmpere = {.l2_bytes_per_clk = 70,
                            .stage_latency_clks = 1122,
                            .stage_clks = 80.7,
@@ -80,11 +81,11 @@ constexpr double kStreamingOverlap = 0.209;       // of the lesser of stream and
 // its MMA takes tile_m/2 clocks.
 constexpr double kMmaEfficiency = 0.99;
 /// Clocks from a step's codes to its fragments for one warpgroup: hidden only by other warpgroups.
-constexpr double kDequantLatencyClks = 54.4;
+constexpr double kDequantLatencyClks = 74;
 /// Clocks of issue slots that a step takes.
-constexpr double kDequantIssueClks = 47.4;
+constexpr double kDequantIssueClks = 49.1;
 /// The share of dequantization that the MMAs don't hide.
-constexpr double kDequantExposed = 0.267;
+constexpr double kDequantExposed = 0.271;
 
 /// Relative cost of dequantization: measured for f16 and bf16 int4, counted in instructions for the
 /// others.
@@ -142,7 +143,7 @@ double multistage_clks_per_stage(const KernelConfig& c, int ctas, int device_arc
 }
 
 /// What waiting adds to the clocks of warp_mma_clks_per_stage.
-constexpr double kWarpMmaFactor = 1.28;
+constexpr double kWarpMmaFactor = 1.24;
 
 /// The same of Hopper's kernels that multiply by warps. Two CTAs, or two stages' worth of k in one,
 /// hide what a warp waits for.
@@ -334,7 +335,8 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
              std::ceil(static_cast<double>(g.stream_tiles) * k_tiles / sharers);
     epilogues = std::ceil(tiles / clusters);
     const double pieces = 1 + std::ceil(sharers / static_cast<double>(g.stream_tiles));
-    sum_clks = rates.workspace_sum_clks + partial_clks * pieces;
+    sum_clks =
+        rates.workspace_sum_clks + (c.arch == 80 ? 0 : kStreamSumClks) + partial_clks * pieces;
   } else {
     const double waves = std::ceil(tiles / static_cast<double>(g.clusters));
     // A pingpong CTA with one tile leaves half its warpgroups idle; from two tiles on they overlap.
@@ -546,8 +548,8 @@ bool runs_on(int kernel_arch, int device_arch) {
 
 DeviceFacts h100_facts() {
   DeviceFacts facts;
-  // GPCs of an H100 have 16 or 18 SMs, so clusters above two leave some idle.
-  const int clusters[kMaxClusterSize + 1] = {0, 132, 66, 43, 32, 24, 21, 17, 16};
+  // GPCs of an H100 have 14 to 18 SMs, so clusters above two leave some idle.
+  const int clusters[kMaxClusterSize + 1] = {0, 132, 66, 42, 30, 24, 20, 17, 14};
   for (std::size_t size = 1; size <= kMaxClusterSize; ++size) {
     facts.resident_clusters[0][size] = clusters[size];
     facts.resident_clusters[1][size] = 2 * clusters[size];
@@ -608,6 +610,9 @@ const char* why_unfit(const KernelConfig& c, const Problem& p) {
   }
   if (c.schedule == Schedule::warp_mma && p.batch_invariant) {
     return "batch_invariant needs one order of sums for all M: mma.sync adds in another than wgmma";
+  }
+  if (c.k_teams > 1 && p.batch_invariant) {
+    return "batch_invariant needs one order of sums for all M: teams that share K add in another";
   }
   if (c.schedule == Schedule::streaming) {
     if (p.m > c.tile_m) return "streaming: M must not exceed tile_m";

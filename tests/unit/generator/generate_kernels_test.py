@@ -375,7 +375,7 @@ class TheManifest(unittest.TestCase):
 
     def test_lists_are_unique_and_well_formed(self):
         pattern = re.compile(r"sm[89]0_(bf16|f16)_i[48]_f?(c|gz?)"
-                             r"_t\d+x\d+x\d+_(coop|pp|mma|stream|multi)(_w\d)?"
+                             r"_t\d+x\d+x\d+_(coop|pp|mma|stream|multi)(_w\d)?(_k\d)?"
                              r"(_o\d)?@g(0|16|32|64|128)_c\dx\d(x\d)?_s\d+")
         ids = [id for kernel in self.manifest.kernels for id in kernel.configuration_ids()]
         self.assertEqual(len(ids), len(set(ids)))

@@ -300,6 +300,46 @@ TEST(ParamsTemplate, StreamRangesCoverEveryIterationOnce) {
   }
 }
 
+TEST(ParamsTemplate, ExchangesTakeThePlaceOfTheOldestStages) {
+  KernelConfig c;
+  c.tile_n = 64;
+  c.tile_m = 64;
+  c.tile_k = 256;
+  c.consumer_warpgroups = 1;
+  c.ctas_per_sm = 2;
+  LaunchConfig l;
+  l.cluster_k = 2;
+  l.stages = 3;
+  const auto params = [&](std::int64_t k) {
+    Problem p;
+    p.m = 64;
+    p.n = 4096;
+    p.k = k;
+    p.weight.group_size = 128;
+    return params_template(c, l, p, geometry(c, l, p.m, p.n, p.k, 66));
+  };
+  // A CTA's own sums of 64 x 64 and those of its half from the other: 24 KB of a 41 KB stage.
+  EXPECT_EQ(exchange_bytes(c, l.cluster_k), 24 << 10);
+  for (const int stages_of_cta : {1, 2, 3, 4, 5, 6, 7}) {
+    const Params p = params(2 * 256 * stages_of_cta);
+    EXPECT_EQ(p.exchange_stages, 1);
+    EXPECT_EQ(p.exchange_stage, stages_of_cta % 3) << stages_of_cta;
+  }
+  // Three of four stages: two places in the ring where they lie together.
+  c = {};
+  c.tile_k = 128;
+  l.stages = 4;
+  ASSERT_GT(exchange_bytes(c, l.cluster_k), 2 * stage_bytes(c));
+  EXPECT_EQ(params(2 * 128 * 4).exchange_stage, 0);
+  EXPECT_EQ(params(2 * 128 * 5).exchange_stage, 1);
+  EXPECT_EQ(params(2 * 128 * 6).exchange_stage, 0);
+  EXPECT_EQ(params(2 * 128 * 6).exchange_stages, 3);
+  // As much as there is.
+  l.stages = 2;
+  EXPECT_EQ(params(2 * 128 * 5).exchange_stages, 2);
+  EXPECT_EQ(params(2 * 128 * 5).exchange_stage, 0);
+}
+
 TEST(ParamsTemplate, ClusterTilesCountWholeClusters) {
   const KernelConfig c = tile(128, 64, 64);
   Problem p;
