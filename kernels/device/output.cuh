@@ -23,6 +23,7 @@ enum NamedBarrier : int {
   kWarpgroupBarrier = 1,  ///< + warpgroup: the 128 threads of one consumer warpgroup
   kProducersBarrier = 5,  ///< the producer warpgroup: as kSetupBarrier
   kTeamsBarrier = 6,      ///< + warpgroup: those of all teams with the same rows
+  kConsumersBarrier = 8,  ///< all consumer warpgroups
 };
 
 template <KernelConfig kConfig, class Epilogue>

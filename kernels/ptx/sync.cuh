@@ -10,9 +10,6 @@ namespace mixgemm::ptx {
 /// their operands from uniform registers, and without it each of them becomes a loop over lanes.
 __device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
-/// Whether it holds in any lane of the warp.
-__device__ __forceinline__ bool any(bool value) { return __any_sync(0xffffffffu, value) != 0; }
-
 /// The same value, of which the compiler doesn't know how it came about: it must keep it, and can't
 /// save a register by computing it anew where it is used.
 __device__ __forceinline__ std::uint32_t kept(std::uint32_t value) {
@@ -72,6 +69,17 @@ __device__ __forceinline__ void setmaxnreg_inc() {
 /// Barrier `id` over `threads` threads, which all come to this very instruction.
 __device__ __forceinline__ void bar_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+/// The same, and whether it holds in any of the threads.
+__device__ __forceinline__ bool bar_any(int id, int threads, bool value) {
+  std::uint32_t any;
+  asm volatile(
+      "{\n .reg .pred value, any;\n setp.ne.u32 value, %3, 0;\n"
+      " bar.red.or.pred any, %1, %2, value;\n selp.u32 %0, 1, 0, any;\n}"
+      : "=r"(any)
+      : "r"(id), "r"(threads), "r"(std::uint32_t(value))
+      : "memory");
+  return any != 0;
 }
 /// The same for whole warps that come from different places in the code, and for those that only
 /// say that they are there, and go on.

@@ -318,7 +318,7 @@ struct TiledKernel {
     const int of_team = warpgroup % kTeam;
     const int in_tile = kPingpong ? 0 : of_team;
     const int sharers = p.cluster_n * p.cluster_m;
-    const Math math{p, ring, stages_base};
+    const Math math{p, ring, stages_base, device::kWarpgroupBarrier + warpgroup};
     const typename Math::Part part = math.part_of(team, in_tile * kRowBlocks * 4 + warp, lane);
     const std::uint32_t empty_there =
         ptx::mapa(ring.empty(0), place.z * sharers + min(lane, sharers - 1));
@@ -355,8 +355,8 @@ struct TiledKernel {
 #pragma unroll
         for (int r = 0; r < kRowBlocks; ++r) units[r].undo(acc[r]);
       }
+      if (p.cluster_k > 1) await_room();
       if constexpr (kConfig.k_teams > 1) {
-        if (p.cluster_k > 1) ptx::mbarrier_wait(ring.room(), 0);
         output.join_teams(team, acc, p.cluster_k > 1 ? exchange() : 0);
         if (team > 0) {
           if (leaves_early()) leave();
@@ -384,13 +384,19 @@ struct TiledKernel {
   __device__ __forceinline__ std::uint32_t exchange() const {
     return stages_base + p.exchange_stage * kStageBytes;
   }
+  /// cluster_k: until all CTAs of the cluster have room for sums. Where they multicast to each
+  /// other, too, that this CTA's other warps have read its stages is known by way of other CTAs
+  /// alone; the barrier says so here, and to racecheck.
+  __device__ __forceinline__ void await_room() const {
+    ptx::mbarrier_wait(ring.room(), 0);
+    if (!only_splits_k()) ptx::bar_sync(device::kConsumersBarrier, kConsumers * kWarpgroupThreads);
+  }
   /// cluster_k, each warp by itself: the sums of all CTAs of the cluster for this one's share of
   /// the tokens. A cluster has one tile.
   __device__ __forceinline__ void add_up_cluster(const Output& output, Accumulators& acc,
                                                  const typename Output::Tokens& share) const {
     const int lane = threadIdx.x % kWarpSize;
     const std::uint32_t exchange = this->exchange();
-    ptx::mbarrier_wait(ring.room(), 0);
     output.put_shares(acc, exchange);
     ptx::fence_proxy_async_shared();
     __syncwarp();

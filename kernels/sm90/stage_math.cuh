@@ -51,6 +51,7 @@ struct StageMath {
   const Params& p;
   const device::Ring ring;
   const std::uint32_t stages_base;  // shared-window address of stage 0
+  const int barrier;                // of the warpgroup's threads
 
   /// Where a consumer thread finds its part of stage 0, as shared-window addresses; stage s lies
   /// s · kStageBytes further. Made once: between a stage's barrier and its first MMA stands little
@@ -194,7 +195,8 @@ struct StageMath {
         }
       }
       bool adapts = (outside & Units::kOutside) != 0;
-      if constexpr (kPipelined) adapts = ptx::any(adapts);  // wgmma_wait_group is for whole warps
+      // wgmma_wait_group is for whole warpgroups.
+      if constexpr (kPipelined) adapts = ptx::bar_any(barrier, kWarpgroupThreads, adapts);
       if (!adapts) return;
       if constexpr (kPipelined) ptx::wgmma_wait_group<0>();
 #pragma unroll

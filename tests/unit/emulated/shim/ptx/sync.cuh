@@ -20,15 +20,6 @@ inline int uniform(int value) {
   emulator::meet_warp(&value, uniform_of_a_warp);
   return value;
 }
-inline void any_of_a_warp(void* const (&arguments)[32]) {
-  bool any = false;
-  for (void* const value : arguments) any = any || *static_cast<const bool*>(value);
-  for (void* const value : arguments) *static_cast<bool*>(value) = any;
-}
-inline bool any(bool value) {
-  emulator::meet_warp(&value, any_of_a_warp);
-  return value;
-}
 inline std::uint32_t is_explicit_cluster() { return 0; }
 inline bool elect_one() {
   emulator::sync_warp();
@@ -47,6 +38,9 @@ template <int kRegisters>
 void setmaxnreg_inc() {}
 
 inline void bar_sync(int id, int threads) { emulator::sync_threads(id, threads); }
+inline bool bar_any(int id, int threads, bool value) {
+  return emulator::any_of_threads(id, threads, value);
+}
 inline void barrier_sync(int id, int threads) { emulator::sync_threads(id, threads); }
 inline void barrier_arrive(int id, int threads) { emulator::arrive_threads(id, threads); }
 
