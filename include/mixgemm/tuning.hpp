@@ -45,6 +45,7 @@ struct TuningEntry {
   Problem problem;
   std::string config;        ///< configuration id
   double us = 0;             ///< its time
+  std::string measured_on;   ///< the device that took it, where it is another one of its kind
   double noise = 0;          ///< (largest − smallest) ÷ median of the repeats
   std::string model_config;  ///< what the cost model picks; empty: not recorded
   double model_us = -1;      ///< its time; negative: not measured

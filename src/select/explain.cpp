@@ -68,7 +68,7 @@ std::vector<PlanCandidate> explain(const Problem& problem, std::span<const Kerne
     return std::find_if(candidates.begin(), candidates.end(),
                         [&](const PlanCandidate& c) { return c.config == id; });
   };
-  if (tuned) {
+  if (tuned && tuned->measured_on.empty()) {
     for (const auto& [id, us] :
          {std::pair(tuned->config, tuned->us), std::pair(tuned->model_config, tuned->model_us)}) {
       if (const auto at = find(id); at != candidates.end()) at->tuned_us = us;

@@ -175,6 +175,7 @@ std::string read_entry(const OrderedJson& json, const std::string& where, Tuning
   p.batch_invariant = fields.flag("batch_invariant");
   entry.config = fields.text("config");
   entry.us = fields.number("us", false);
+  entry.measured_on = fields.text("measured_on", false);
   entry.noise = fields.number("noise", true, 0.0);
   entry.model_config = fields.text("model_config", false);
   entry.model_us = fields.number("model_us", false, -1.0);
@@ -242,6 +243,7 @@ OrderedJson entry_json(const TuningEntry& e) {
   if (p.batch_invariant) json["batch_invariant"] = true;
   json["config"] = e.config;
   json["us"] = microseconds(e.us);
+  if (!e.measured_on.empty()) json["measured_on"] = e.measured_on;
   json["noise"] = std::stod(fmt::format("{:.2g}", e.noise));
   if (!e.model_config.empty()) json["model_config"] = e.model_config;
   if (e.model_us > 0) json["model_us"] = microseconds(e.model_us);

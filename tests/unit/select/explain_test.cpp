@@ -81,6 +81,10 @@ TEST(Explain, TunedTimesAndThePickStayHoweverFarBehind) {
     EXPECT_EQ(c.tuned_us, c.config == legal.back() ? 4.5 : c.config == legal.front() ? 5.5 : -1);
   }
   EXPECT_EQ(shown, 4u);
+  tuned.measured_on = "another device";
+  for (const PlanCandidate& c : explained(problem(16), legal.back(), tuned, 3)) {
+    EXPECT_EQ(c.tuned_us, -1);
+  }
   const std::string text = format_candidates(few);
   EXPECT_THAT(text, HasSubstr("4.50 us  " + legal.back()));
   EXPECT_THAT(text, HasSubstr("> "));

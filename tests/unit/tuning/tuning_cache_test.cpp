@@ -107,6 +107,7 @@ TEST(TuningCache, TextReadsBackAsItWas) {
     e.problem.device = p.device;
     if (pick(0, 2) == 0) e.model_config = "sm90_x@g0_c1x1_s2";
     if (pick(0, 2) == 0) e.model_us = e.us * 1.25;
+    if (pick(0, 3) == 0) e.measured_on = "NVIDIA H200";
     e.noise = 0.01 * pick(0, 9);
     e.num_candidates = pick(0, 50);
     cache.add(e);
@@ -121,6 +122,7 @@ TEST(TuningCache, TextReadsBackAsItWas) {
     EXPECT_EQ(a.library, b.library);
     EXPECT_EQ(a.config, b.config);
     EXPECT_NEAR(a.us, b.us, 1e-5 * a.us + 1e-3);
+    EXPECT_EQ(a.measured_on, b.measured_on);
     EXPECT_EQ(a.problem.m, b.problem.m);
     EXPECT_EQ(a.problem.weight, b.problem.weight);
   }
