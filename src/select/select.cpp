@@ -548,8 +548,9 @@ bool runs_on(int kernel_arch, int device_arch) {
 
 DeviceFacts h100_facts() {
   DeviceFacts facts;
-  // GPCs of an H100 have 14 to 18 SMs, so clusters above two leave some idle.
-  const int clusters[kMaxClusterSize + 1] = {0, 132, 66, 42, 30, 24, 20, 17, 14};
+  // GPCs differ, so clusters above two leave some SMs idle. An H100 held 30 clusters of four; four
+  // GPCs of 18 SMs, two of 16 and two of 14 would, and the other sizes are counted from those.
+  const int clusters[kMaxClusterSize + 1] = {0, 132, 66, 42, 30, 22, 20, 16, 14};
   for (std::size_t size = 1; size <= kMaxClusterSize; ++size) {
     facts.resident_clusters[0][size] = clusters[size];
     facts.resident_clusters[1][size] = 2 * clusters[size];

@@ -260,7 +260,7 @@ inline void check(const Kernel& kernel, unsigned seed, const Problem& problem,
       pick(rng, 0, 1) == 0 ? emulator::Landing::at_once : emulator::Landing::at_the_wait;
   launch.seed = seed;
   launch.name = name;
-  if (c.arch == 90 && select::is_tiled(c)) {  // which aligns its shared memory by itself
+  if (c.arch == 90 && select::is_tiled(c)) {  // whose shared memory begins on 1024 bytes
     launch.window = dynamic_smem;
     launch.window_address = 1024 * static_cast<std::uint32_t>(pick(rng, 1, 64));
   }
