@@ -113,8 +113,9 @@ constexpr int stage_bytes(const KernelConfig& c) {
                   1024);
 }
 /// What stands before the ring of a tiled kernel, whose first stage begins on a multiple of 1024
-/// bytes: barriers (full, empty, turns or exchange), and a word for each warp.
-inline constexpr int kBarrierBytes = (2 * kMaxStages + 2) * 8;
+/// bytes: barriers (full, empty, scales; turns or exchange), a word for each stage
+/// (device/ring.cuh) and one for each warp.
+inline constexpr int kBarrierBytes = (3 * kMaxStages + 2) * 8 + kMaxStages * 4;
 inline constexpr int kHeaderBytes = 1024;
 /// Output staging: each consumer warpgroup's slab, kStageTokens tokens × its rows, 16 bytes of
 /// padding a row so that stmatrix and the 16-byte reads hit each bank once.
@@ -290,14 +291,16 @@ constexpr bool multi_folds_scales(const KernelConfig& c) {
 }
 
 /// Whether a tiled kernel's dequantization takes one FMA a register (device/units.cuh). With many
-/// sums a thread the time goes into MMAs, and registers run out.
+/// sums a thread the time goes into MMAs, and registers run out; 128 of them are those of the tiles
+/// for prefill, where power counts (docs/performance.md), while 96 are 2-11 % slower folded (H200).
 constexpr bool folds_scales(const KernelConfig& c) {
   if (c.schedule == Schedule::multistage) return multi_folds_scales(c);
   if (c.schedule == Schedule::streaming || c.quant != Quant::group) return false;
   const int sums = rows_per_warpgroup(c) / kWarpgroupRows * c.tile_m / 2;
   if (c.fine_groups) return c.act == DataType::bf16 && sums <= 32 && c.ctas_per_sm == 1;
   if (c.act == DataType::bf16) return c.weight == WeightType::int4 || c.consumer_warpgroups != 3;
-  return sums <= (c.weight == WeightType::int4 ? 64 : 48);
+  if (c.weight == WeightType::int8) return sums <= 48;
+  return sums <= 64 || sums == 128;
 }
 
 constexpr const char* why_illegal_multistage(const KernelConfig& c) {

@@ -71,29 +71,24 @@ class Output {
   }
 
   /// Adds what leave_partial left in the slots of `count` clusters, slot_step apart, in order, once
-  /// it is there, and clears their flags for the next launch. contributes(i): did cluster i leave
-  /// anything? All flags are awaited at once, and what registers hold is read at once: a round trip
-  /// each would add up.
-  template <class Contributes>
+  /// it is there, and clears their flags for the next launch. All flags are awaited at once, and
+  /// what registers hold is read at once: a round trip each would add up.
   __device__ __forceinline__ void take_partials(Accumulators& acc, int first_slot, int slot_step,
-                                                int count, int slots,
-                                                const Contributes& contributes) const {
+                                                int count, int slots) const {
     for (int i = thread(); i < count; i += kWarpgroupThreads) {
-      if (!contributes(i)) continue;
       while (ptx::ld_acquire_gpu(flag(first_slot + i * slot_step)) != p_.flag_tag) __nanosleep(20);
     }
     sync();
     if constexpr (kSums > 64) {  // little room: in the order that the compiler finds
       for (int i = 0; i < count; ++i) {
-        if (!contributes(i)) continue;
         const float4* const in = partial_slot(first_slot + i * slot_step, slots);
         for_each_quad([&](int r, int j, int at) { add(acc[r] + j, __ldcg(in + at)); });
       }
     } else {
-      add_partials_at_once(acc, first_slot, slot_step, count, slots, contributes);
+      add_partials_at_once(acc, first_slot, slot_step, count, slots);
     }
     for (int i = thread(); i < count; i += kWarpgroupThreads) {
-      if (contributes(i)) *flag(first_slot + i * slot_step) = 0;
+      *flag(first_slot + i * slot_step) = 0;
     }
   }
 
@@ -340,10 +335,8 @@ class Output {
   }
 
   /// take_partials for few sums: several clusters' at a time.
-  template <class Contributes>
   __device__ __forceinline__ void add_partials_at_once(Accumulators& acc, int first_slot,
-                                                       int slot_step, int count, int slots,
-                                                       const Contributes& contributes) const {
+                                                       int slot_step, int count, int slots) const {
     constexpr int kAtOnce = read_batch(kSums / 4).clusters;
     constexpr int kQuads = read_batch(kSums / 4).vectors;
 #pragma unroll
@@ -352,7 +345,7 @@ class Output {
         float4 v[kAtOnce][kQuads];
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
-          if (first + i >= count || !contributes(first + i)) continue;
+          if (first + i >= count) continue;
           const float4* const in = partial_slot(first_slot + (first + i) * slot_step, slots);
 #pragma unroll
           for (int q = 0; q < kQuads; ++q) {
@@ -361,7 +354,7 @@ class Output {
         }
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
-          if (first + i >= count || !contributes(first + i)) continue;
+          if (first + i >= count) continue;
 #pragma unroll
           for (int q = 0; q < kQuads; ++q) {
             const int s = 4 * (first_quad + q);

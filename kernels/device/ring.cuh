@@ -32,7 +32,8 @@ struct RingCursor {
 };
 
 /// The barriers. full: the producer announced the bytes, the copy engine delivered them. empty: all
-/// warps that read the stage, in every CTA that its multicasts reach, have let go of it.
+/// warps that read the stage, in every CTA that its multicasts reach, have let go of it. scales: as
+/// full, of the scales alone, where a warp looks at them first and leaves a word about the stage.
 class Ring {
  public:
   __device__ __forceinline__ Ring(std::uint32_t barriers, int stages)
@@ -45,6 +46,14 @@ class Ring {
 
   __device__ __forceinline__ std::uint32_t turn_barrier(int warpgroup) const {
     return barriers_ + 8 * (2 * kMaxStages + warpgroup);
+  }
+
+  __device__ __forceinline__ std::uint32_t scales(int stage) const {
+    return barriers_ + 8 * (2 * kMaxStages + 2 + stage);
+  }
+  /// What that warp found, before it arrived on full: a bit for each consumer warpgroup.
+  __device__ __forceinline__ std::uint32_t verdict(int stage) const {
+    return barriers_ + 8 * (3 * kMaxStages + 2) + 4 * stage;
   }
 
   // cluster_k: every CTA of the cluster has room for sums; the others' sums are here. One phase
@@ -63,6 +72,13 @@ class Ring {
       ptx::mbarrier_init(full(i), producer_arrivals);
       ptx::mbarrier_init(empty(i), consumer_arrivals);
     }
+  }
+  __device__ __forceinline__ void init_scales() const {
+#pragma unroll 1
+    for (int i = 0; i < stages_; ++i) ptx::mbarrier_init(scales(i), 1);
+  }
+  __device__ __forceinline__ void wait_scales(const RingCursor& at) const {
+    ptx::mbarrier_wait(scales(at.stage), at.phase);
   }
   __device__ __forceinline__ void wait_full(const RingCursor& at) const {
     ptx::mbarrier_wait(full(at.stage), at.phase);

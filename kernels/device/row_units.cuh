@@ -24,18 +24,57 @@
 
 namespace mixgemm::device {
 
+/// The windows of two rows' scales, without anything that depends on the weights.
+class RowWindows {
+ public:
+  /// Whether two rows' scales lie in their windows: then what this returns has none of the bits of
+  /// kOutside. `both`: one in each half.
+  __device__ __forceinline__ std::uint32_t outside(std::uint32_t both) const {
+    const std::uint32_t sizes = both & 0x7fff7fffu;
+    // Bits of positive fp16 numbers: a difference below zero borrows from its half's bit 15.
+    return (sizes - least_) | (least_ + kWidth * 0x10001 - sizes);
+  }
+  static constexpr std::uint32_t kOutside = 0x80008000u;
+
+  /// Puts the largest of each row's scales, given by their bits, near the middle of its window.
+  __device__ __forceinline__ void move(const int (&largest)[2]) {
+    const int f[2] = {power_for(largest[0], power(0)), power_for(largest[1], power(1))};
+    least_ = least_of(f[0]) | least_of(f[1]) << 16;
+  }
+
+  /// f where a row's largest scale has these bits.
+  static __device__ __forceinline__ int power_for(int largest, int old) {
+    return largest == 0 ? old : max(0, min(kMiddle + 15 - (largest >> 10), kMaxPower));
+  }
+  /// At first f suits scales from 2⁻¹⁰ to 2⁻⁴, as most checkpoints have them.
+  static constexpr int kFirstPower = 20;
+
+ private:
+  static constexpr int kLeast = 10, kMiddle = 13;  // m of the least and of the middle scale
+  static constexpr int kWidth = (6 << 10) - 1;     // up to 2¹⁶, as a difference of bits
+  static constexpr int kMaxPower = 24;             // a subnormal scale stays below the window
+  /// The bits of the least scale of a window.
+  static __device__ constexpr std::uint32_t least_of(int f) {
+    return static_cast<std::uint32_t>(kLeast + 15 - f) << 10;
+  }
+  __device__ __forceinline__ int power(int row) const {
+    return kLeast + 15 - static_cast<int>(least_ >> (10 + 16 * row) & 0x3f);
+  }
+
+  std::uint32_t least_ = least_of(kFirstPower) * 0x10001;
+};
+
 template <WeightType kWeight>
 class RowUnits {
  public:
-  /// Whether the scales of a thread's two rows lie in their windows: then what this returns has
-  /// none of the bits of kOutside.
+  using Windows = RowWindows;
+
+  /// Whether the scales of a thread's two rows leave their windows (RowWindows::outside).
   __device__ __forceinline__ std::uint32_t outside(std::uint16_t row_g,
                                                    std::uint16_t row_g8) const {
-    const std::uint32_t both = ptx::prmt(row_g, row_g8, 0x5410u) & 0x7fff7fffu;
-    // Bits of positive fp16 numbers: a difference below zero borrows from its half's bit 15.
-    return (both - least_) | (least_ + kWidth * kTwice - both);
+    return windows_.outside(ptx::prmt(row_g, row_g8, 0x5410u));
   }
-  static constexpr std::uint32_t kOutside = 0x80008000u;
+  static constexpr std::uint32_t kOutside = Windows::kOutside;
 
   /// Constants of scales within the windows.
   __device__ __forceinline__ GroupConstants constants(const std::uint16_t (&scale)[2]) const {
@@ -68,18 +107,17 @@ class RowUnits {
   __device__ __forceinline__ void adapt(const std::uint16_t (&scales)[kScales][2],
                                         float (&sums)[kSums]) {
     float ratio[2];
-    least_ = 0;
+    int largest[2] = {0, 0};
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      int largest = 0;  // positive fp16 numbers order as their bits do
+    for (int row = 0; row < 2; ++row) {  // positive fp16 numbers order as their bits do
 #pragma unroll
-      for (int i = 0; i < kScales; ++i) largest = max(largest, scales[i][row] & 0x7fff);
+      for (int i = 0; i < kScales; ++i) largest[row] = max(largest[row], scales[i][row] & 0x7fff);
       const int old = power(row);
-      const int f = largest == 0 ? old : max(0, min(kMiddle + 15 - (largest >> 10), kMaxPower));
+      const int f = Windows::power_for(largest[row], old);
       factor_[row] = (f - shift(row)) * kExponent;
-      least_ |= static_cast<std::uint32_t>(kLeast + 15 - f) << (10 + 16 * row);
       ratio[row] = power_of_two(f - old);
     }
+    windows_.move(largest);
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums[i] *= ratio[i / 2 % 2];
   }
@@ -93,11 +131,8 @@ class RowUnits {
   }
 
  private:
-  static constexpr int kTwice = 0x10001;           // times a half: in both halves
-  static constexpr int kExponent = kTwice << 10;   // one more in the exponents of both halves
-  static constexpr int kLeast = 10, kMiddle = 13;  // m of the least and of the middle scale
-  static constexpr int kWidth = (6 << 10) - 1;     // up to 2¹⁶, as a difference of bits
-  static constexpr int kMaxPower = 24;             // a subnormal scale stays below the window
+  static constexpr int kTwice = 0x10001;          // times a half: in both halves
+  static constexpr int kExponent = kTwice << 10;  // one more in the exponents of both halves
   static constexpr int kZeroPower = kWeight == WeightType::int4 ? 21 : 17;  // z·2⁻²⁴ = 2^−this
   /// The codes of row slot 1 stand 2^shift too high.
   static __device__ constexpr int shift(int row) {
@@ -111,11 +146,10 @@ class RowUnits {
     return factor_[row] / kExponent + shift(row);
   }
 
-  // At first f suits scales from 2⁻¹⁰ to 2⁻⁴, as most checkpoints have them.
-  static constexpr int kFirstPower = 20;
-  // f − shift, as exponents; the bits of the rows' least scales.
-  int factor_[2] = {(kFirstPower - shift(0)) * kExponent, (kFirstPower - shift(1)) * kExponent};
-  std::uint32_t least_ = (kLeast + 15 - kFirstPower) * kExponent;
+  // f − shift, as exponents.
+  int factor_[2] = {(Windows::kFirstPower - shift(0)) * kExponent,
+                    (Windows::kFirstPower - shift(1)) * kExponent};
+  Windows windows_;
 };
 
 }  // namespace mixgemm::device

@@ -9,7 +9,9 @@
 namespace mixgemm::device {
 
 /// Where weights take the scales themselves: units of one.
-struct NoUnits {};
+struct NoUnits {
+  struct Windows {};
+};
 
 template <bool kFolded, DataType kAct, WeightType kWeight>
 struct UnitsOf {

@@ -23,16 +23,49 @@
 
 namespace mixgemm::device {
 
+/// What f of two rows lacks to kPower, without anything that depends on the weights.
+class WideWindows {
+ public:
+  static constexpr int kPower = 126;  // f of scales below 2
+
+  /// Whether two rows may use constants(): then what this returns has none of the bits of kOutside.
+  /// `both`: the scale of one in each half.
+  __device__ __forceinline__ std::uint32_t outside(std::uint32_t both) const {
+    return both | lowered_;
+  }
+  static constexpr std::uint32_t kOutside = 0x40004000u;  // 2 and more: exponent fields from 128
+
+  /// Chooses what suits the largest of each row's scales, given by their bits.
+  __device__ __forceinline__ void move(const int (&largest)[2]) {
+    lowered_ = 0;
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const int less = max(0, min((largest[row] >> 7) - 127, kPower));
+      if (less > 0) lowered_ |= (0x4000u | less) << (16 * row);
+    }
+  }
+
+  /// f of a row.
+  __device__ __forceinline__ int power(int row) const {
+    return kPower - static_cast<int>(lowered_ >> (16 * row) & 0x7f);
+  }
+  __device__ __forceinline__ bool lowered() const { return lowered_ != 0; }
+
+ private:
+  std::uint32_t lowered_ = 0;  // what f lacks, a half for each row, and bit 14 if anything
+};
+
 template <WeightType kWeight>
 class WideUnits {
  public:
-  /// Whether a thread's two rows may use constants(): then what this returns has none of the bits
-  /// of kOutside.
+  using Windows = WideWindows;
+
+  /// Whether a thread's two rows need more than constants() (WideWindows::outside).
   __device__ __forceinline__ std::uint32_t outside(std::uint16_t row_g,
                                                    std::uint16_t row_g8) const {
-    return ptx::prmt(row_g, row_g8, 0x5410u) | lowered_;
+    return windows_.outside(ptx::prmt(row_g, row_g8, 0x5410u));
   }
-  static constexpr std::uint32_t kOutside = 0x40004000u;  // 2 and more: exponent fields from 128
+  static constexpr std::uint32_t kOutside = Windows::kOutside;
 
   /// Constants of scales below 2, in the units of kPower.
   __device__ __forceinline__ GroupConstants constants(const std::uint16_t (&scale)[2]) const {
@@ -65,18 +98,16 @@ class WideUnits {
   template <int kScales, int kSums>
   __device__ __forceinline__ void adapt(const std::uint16_t (&scales)[kScales][2],
                                         float (&sums)[kSums]) {
-    float ratio[2];
-    std::uint32_t lowered = 0;
+    int largest[2] = {0, 0};
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      int largest = 0;  // positive bf16 numbers order as their bits do
+    for (int row = 0; row < 2; ++row) {  // positive bf16 numbers order as their bits do
 #pragma unroll
-      for (int i = 0; i < kScales; ++i) largest = max(largest, scales[i][row] & 0x7fff);
-      const int less = max(0, min((largest >> 7) - 127, kPower));
-      ratio[row] = power_of_two(kPower - less - power(row));
-      if (less > 0) lowered |= (0x4000u | less) << (16 * row);
+      for (int i = 0; i < kScales; ++i) largest[row] = max(largest[row], scales[i][row] & 0x7fff);
     }
-    lowered_ = lowered;
+    const Windows old = windows_;
+    windows_.move(largest);
+    const float ratio[2] = {power_of_two(power(0) - old.power(0)),
+                            power_of_two(power(1) - old.power(1))};
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums[i] *= ratio[i / 2 % 2];
   }
@@ -86,14 +117,14 @@ class WideUnits {
   __device__ __forceinline__ void undo(float (&sums)[kSums]) const {
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums[i] *= power_of_two(kCodePower - kPower);
-    if (lowered_ == 0) return;
+    if (!windows_.lowered()) return;
     const float unit[2] = {power_of_two(kPower - power(0)), power_of_two(kPower - power(1))};
 #pragma unroll
     for (int i = 0; i < kSums; ++i) sums[i] *= unit[i / 2 % 2];
   }
 
  private:
-  static constexpr int kPower = 126;      // f of scales below 2
+  static constexpr int kPower = Windows::kPower;
   static constexpr int kCodePower = 133;  // a code q is the number q·2^−this
   static constexpr int kZeroPower = kWeight == WeightType::int4 ? 130 : 126;  // z·2⁻¹³³ = 2^−this
   static constexpr float kZero = kWeight == WeightType::int4 ? 0x1p-130f : 0x1p-126f;
@@ -108,13 +139,9 @@ class WideUnits {
   static __device__ __forceinline__ float power_of_two(int exponent) {
     return __int_as_float((127 + exponent) << 23);
   }
-  /// f of a row.
-  __device__ __forceinline__ int power(int row) const {
-    return kPower - static_cast<int>(lowered_ >> (16 * row) & 0x7f);
-  }
+  __device__ __forceinline__ int power(int row) const { return windows_.power(row); }
 
-  std::uint32_t lowered_ =
-      0;  // of rows g and g + 8: what f lacks to kPower, and bit 14 if anything
+  Windows windows_;
 };
 
 }  // namespace mixgemm::device

@@ -14,6 +14,14 @@ __device__ __forceinline__ void ld_shared_v4(std::uint32_t address, std::uint32_
                : "=r"(a), "=r"(b), "=r"(c), "=r"(d)
                : "r"(address));
 }
+__device__ __forceinline__ std::uint32_t ld_shared_u32(std::uint32_t address) {
+  std::uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+__device__ __forceinline__ void st_shared_u32(std::uint32_t address, std::uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
 __device__ __forceinline__ std::uint16_t ld_shared_u16(std::uint32_t address) {
   std::uint16_t v;
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(address));

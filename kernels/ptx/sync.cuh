@@ -33,6 +33,11 @@ __device__ __forceinline__ bool elect_one() {
   return elected != 0;
 }
 
+/// Whether it holds in any lane of the warp.
+__device__ __forceinline__ bool any_of_warp(bool value) {
+  return __any_sync(0xffffffffu, value) != 0;
+}
+
 /// threadIdx.x, read here: what a seldom taken path computes from it isn't kept in registers on the
 /// way there.
 __device__ __forceinline__ int thread_here() {
@@ -69,17 +74,6 @@ __device__ __forceinline__ void setmaxnreg_inc() {
 /// Barrier `id` over `threads` threads, which all come to this very instruction.
 __device__ __forceinline__ void bar_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-/// The same, and whether it holds in any of the threads.
-__device__ __forceinline__ bool bar_any(int id, int threads, bool value) {
-  std::uint32_t any;
-  asm volatile(
-      "{\n .reg .pred value, any;\n setp.ne.u32 value, %3, 0;\n"
-      " bar.red.or.pred any, %1, %2, value;\n selp.u32 %0, 1, 0, any;\n}"
-      : "=r"(any)
-      : "r"(id), "r"(threads), "r"(std::uint32_t(value))
-      : "memory");
-  return any != 0;
 }
 /// The same for whole warps that come from different places in the code, and for those that only
 /// say that they are there, and go on.

@@ -59,7 +59,10 @@ struct TiledKernel {
   static constexpr int kStageBytes = Math::kStageBytes;
   static constexpr int kXBytes = Math::kXBytes;
   static constexpr int kWBytes = Math::kWBytes;
-  static constexpr int kXCopyThreads = kWarpgroupThreads - kWarpSize;
+  // The producer's warps: codes and scales; X, or a part of it; X or barriers; X, or the check of
+  // scales.
+  static constexpr bool kChecked = Math::kChecked;
+  static constexpr int kXCopyThreads = kWarpgroupThreads - (kChecked ? 2 : 1) * kWarpSize;
   // Warps that release a stage: all consumers share it, or one pingpong warpgroup owns it.
   static constexpr int kReleasingWarps = kPingpong ? 4 : 4 * kConsumers;
 
@@ -101,6 +104,15 @@ struct TiledKernel {
   /// Codes, scales and zeros of one stage: all that may be read before griddepcontrol.wait.
   __device__ __forceinline__ void load_weights(int stage, int tile_n, int k_tile) const {
     const std::uint32_t base = stages_base + stage * kStageBytes;
+    constexpr int kZeroBoxes = kConfig.quant == Quant::group_zero ? 1 : 0;
+    if constexpr (kChecked) {
+      ptx::mbarrier_arrive_expect_tx(ring.scales(stage), p.scale_box_bytes);
+      load_scales(stage, tile_n, k_tile, ring.scales(stage));
+      ptx::mbarrier_arrive_expect_tx(ring.full(stage), kWBytes);
+    } else {
+      ptx::mbarrier_arrive_expect_tx(ring.full(stage),
+                                     kWBytes + p.scale_box_bytes * (1 + kZeroBoxes));
+    }
     const std::uint32_t full = ring.full(stage);
     const int first_strip = tile_n * kStrips;
 #pragma unroll 1  // unrolled, it runs out of the producer's registers
@@ -119,14 +131,19 @@ struct TiledKernel {
             first_strip + place.y * share, full, static_cast<std::uint16_t>(mask), p.codes_policy);
       }
     }
-    if constexpr (kConfig.quant != Quant::column) {
-      const int group = (k_tile * kConfig.tile_k) >> p.group_shift;
-      ptx::cp_async_bulk_tensor_2d(base + Math::kScaleOffset, p.scales_map,
-                                   group * layout::kStripRows, first_strip, full, p.codes_policy);
-      if constexpr (kConfig.quant == Quant::group_zero) {
-        ptx::cp_async_bulk_tensor_2d(base + Math::kZeroOffset, p.zeros_map,
-                                     group * layout::kStripRows, first_strip, full, p.codes_policy);
-      }
+    if constexpr (!kChecked) load_scales(stage, tile_n, k_tile, full);
+  }
+  /// Scales and zeros of one stage, whose bytes `barrier` counts.
+  __device__ __forceinline__ void load_scales(int stage, int tile_n, int k_tile,
+                                              std::uint32_t barrier) const {
+    if constexpr (kConfig.quant == Quant::column) return;
+    const std::uint32_t base = stages_base + stage * kStageBytes;
+    const int first = ((k_tile * kConfig.tile_k) >> p.group_shift) * layout::kStripRows;
+    ptx::cp_async_bulk_tensor_2d(base + Math::kScaleOffset, p.scales_map, first, tile_n * kStrips,
+                                 barrier, p.codes_policy);
+    if constexpr (kConfig.quant == Quant::group_zero) {
+      ptx::cp_async_bulk_tensor_2d(base + Math::kZeroOffset, p.zeros_map, first, tile_n * kStrips,
+                                   barrier, p.codes_policy);
     }
   }
 
@@ -198,13 +215,32 @@ struct TiledKernel {
   /// A warp. Weights don't depend on the kernels before this one, so it never waits for those.
   /// Returns the stage after the last.
   __device__ __forceinline__ device::RingCursor produce_weights() const {
-    const int bytes = kWBytes + p.scale_box_bytes * (kConfig.quant == Quant::group_zero ? 2 : 1);
     return fill_ring([&] { producer_meets(); },
                      [&](int stage, const device::WorkItem& item, int k_tile) {
-                       if (!ptx::elect_one()) return;
-                       ptx::mbarrier_arrive_expect_tx(ring.full(stage), bytes);
-                       load_weights(stage, item.tile_n, k_tile);
+                       if (ptx::elect_one()) load_weights(stage, item.tile_n, k_tile);
                      });
+  }
+
+  /// kChecked, a warp: what every stage's scales mean for the warpgroups' units. The stage is full
+  /// only then.
+  __device__ __forceinline__ void check_scales() const {
+    producer_meets();
+    typename Math::UnitsCheck check;
+    device::RingCursor cursor(p.stages);
+    device::WorkItem item;
+    int turn = 0;
+    for (device::TileScheduler work = scheduler(); work.next(item); ++turn) {
+      int k_begin, k_end;
+      k_range(item, k_begin, k_end);
+      for (int k_tile = k_begin; k_tile < k_end; ++k_tile, cursor.advance()) {
+        ring.wait_scales(cursor);
+        const std::uint32_t verdict =
+            check.look_at(p, stages_base + cursor.stage * kStageBytes + Math::kScaleOffset, turn);
+        if (!ptx::elect_one()) continue;
+        ptx::st_shared_u32(ring.verdict(cursor.stage), verdict);
+        ptx::mbarrier_arrive(ring.full(cursor.stage));
+      }
+    }
   }
 
   /// cluster_k, a warp, `next` being the stage it would fill next: tells all CTAs of the cluster
@@ -238,13 +274,14 @@ struct TiledKernel {
     });
   }
 
-  /// The producer warpgroup: its first warp loads weights, the second X, or all others copy X. The
-  /// third one makes the barriers, meanwhile the first two find out what to load.
+  /// The producer warpgroup: its first warp loads weights, the second X, or the others copy X; the
+  /// fourth one looks at scales where kChecked. The last two make the barriers, meanwhile the first
+  /// two find out what to load.
   __device__ __forceinline__ void produce(int warp) const {
     if (warp == 2) {
       if (ptx::elect_one()) {
-        ring.init(1 + (p.x_by_tma ? 1 : kXCopyThreads), kReleasingWarps * p.cluster_n * p.cluster_m,
-                  p.cluster_k, 4 * kTeam);
+        ring.init(1 + kChecked + (p.x_by_tma ? 1 : kXCopyThreads),
+                  kReleasingWarps * p.cluster_n * p.cluster_m, p.cluster_k, 4 * kTeam);
         ptx::fence_mbarrier_init();
       }
       __syncwarp();
@@ -252,6 +289,13 @@ struct TiledKernel {
     device::RingCursor next(p.stages);
     if (warp == 0) {
       next = produce_weights();
+    } else if (kChecked && warp == 3) {
+      if (ptx::elect_one()) {
+        ring.init_scales();
+        ptx::fence_mbarrier_init();
+      }
+      __syncwarp();
+      if constexpr (kChecked) check_scales();
     } else if (!p.x_by_tma) {
       produce_x<false>();
     } else if (warp == 1) {
@@ -318,7 +362,7 @@ struct TiledKernel {
     const int of_team = warpgroup % kTeam;
     const int in_tile = kPingpong ? 0 : of_team;
     const int sharers = p.cluster_n * p.cluster_m;
-    const Math math{p, ring, stages_base, device::kWarpgroupBarrier + warpgroup};
+    const Math math{p, ring, stages_base, warpgroup};
     const typename Math::Part part = math.part_of(team, in_tile * kRowBlocks * 4 + warp, lane);
     const std::uint32_t empty_there =
         ptx::mapa(ring.empty(0), place.z * sharers + min(lane, sharers - 1));
@@ -373,8 +417,7 @@ struct TiledKernel {
       } else if (item.first_contributor >= 0) {
         const int first = item.first_contributor;
         output.take_partials(acc, first * cluster_size() + rank(), cluster_size(), cluster - first,
-                             num_clusters * cluster_size(),
-                             [&](int i) { return work.contributes(first + i); });
+                             num_clusters * cluster_size());
       }
       output.store(acc, item, tokens);
     }

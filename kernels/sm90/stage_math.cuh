@@ -51,7 +51,7 @@ struct StageMath {
   const Params& p;
   const device::Ring ring;
   const std::uint32_t stages_base;  // shared-window address of stage 0
-  const int barrier;                // of the warpgroup's threads
+  const int warpgroup;
 
   /// Where a consumer thread finds its part of stage 0, as shared-window addresses; stage s lies
   /// s · kStageBytes further. Made once: between a stage's barrier and its first MMA stands little
@@ -136,11 +136,9 @@ struct StageMath {
   static constexpr int kMostShare = [] {
     if (kConfig.quant == Quant::column) return kLeastShare;
     if (kConfig.fine_groups) return 2;
-    // From 64 sums a thread up folded f16 is slower so, for all that it has fewer instructions
-    // (128x128x128, H100), and int8 runs out of registers.
-    const bool folded_f16 = kFolded && kConfig.act == DataType::f16 && kConsumers < 3;
-    const bool slower = kRowBlocks * kTileM >= 128 && (folded_f16 || kBits == 8);
-    return kTeamBlocks > 1 && !slower ? 8 : kLeastShare;
+    // With many sums int8 and f16 in two row blocks run out of registers.
+    const bool much = kBits == 8 || (kConfig.act == DataType::f16 && kRowBlocks > 1);
+    return kTeamBlocks > 1 && !(kRowBlocks * kTileM >= 128 && much) ? 8 : kLeastShare;
   }();
   template <int kShare>
   using Constants = device::GroupConstants[kSteps / kShare][kRowBlocks];
@@ -157,6 +155,66 @@ struct StageMath {
     const bool many_constants = kConfig.quant == Quant::group_zero && kTeamBlocks > 1;
     return kRowBlocks == 1 && kTileM <= (many_constants ? 96 : 128);
   }();
+
+  // Folded and pipelined: whether units must change is found out by the producer's fourth warp, for
+  // all warpgroups (UnitsCheck). wgmma_wait_group is for whole warpgroups, so each would have to
+  // meet at every stage: 1-5 % (H200, M = 64). Where no MMA is on its way threads see for
+  // themselves; a stage that waits for somebody else's look comes later (up to 3 %).
+  static constexpr bool kChecked = kFolded && kPipelined;
+
+  /// kChecked: what a warp keeps of the units of all warpgroups' rows, to see from a stage's scales
+  /// which warpgroups must change theirs.
+  class UnitsCheck {
+   public:
+    /// The verdict on a stage whose scales lie at `scales_at`: a bit for each warpgroup. `turn`:
+    /// of the item.
+    __device__ __forceinline__ std::uint32_t look_at(const Params& p, std::uint32_t scales_at,
+                                                     int turn) {
+      const int lane = threadIdx.x % kWarpSize;
+      scales_at += (lane / 8 * p.scale_box_groups * layout::kStripRows + lane % 8 * 2) * 2;
+      // All at once: the stage waits for this. Large groups more than once.
+      std::uint32_t both[kWarpgroups][kTeamBlocks];
+#pragma unroll
+      for (int w = 0; w < kWarpgroups; ++w) {
+        const int k = w / kSharers * kTeamBlocks * layout::kBlockK;
+        const int strip = w % kSharers * (kWarpgroupRows / layout::kStripRows);
+#pragma unroll
+        for (int block = 0; block < kTeamBlocks; ++block) {
+          const int group = (k + block * layout::kBlockK) >> p.group_shift;
+          both[w][block] = ptx::ld_shared_u32(scales_at + (strip * p.scale_box_groups + group) *
+                                                              (layout::kStripRows * 2));
+        }
+      }
+      std::uint32_t verdict = 0;
+#pragma unroll
+      for (int w = 0; w < kWarpgroups; ++w) {
+        // Not a branch: windows_ would become an array in local memory.
+        const bool has_turn = !kPingpong || turn % 2 == w;
+        std::uint32_t outside = 0;
+#pragma unroll
+        for (const std::uint32_t scales : both[w]) outside |= windows_[w].outside(scales);
+        if (!ptx::any_of_warp(has_turn && (outside & Windows::kOutside) != 0)) continue;
+        verdict |= 1u << w;
+        int largest[2] = {0, 0};
+#pragma unroll
+        for (const std::uint32_t scales : both[w]) {
+          largest[0] = max(largest[0], static_cast<int>(scales & 0x7fffu));
+          largest[1] = max(largest[1], static_cast<int>(scales >> 16 & 0x7fffu));
+        }
+        windows_[w].move(largest);
+      }
+      return verdict;
+    }
+
+   private:
+    using Windows = typename Units::Windows;
+    static constexpr bool kPingpong = kConfig.schedule == Schedule::pingpong;
+    static constexpr int kWarpgroups = kConsumers;
+    // Of the warpgroups, those with rows of their own; pingpong: all have the same.
+    static constexpr int kSharers = kPingpong ? 1 : storing_warpgroups(kConfig);
+
+    Windows windows_[kWarpgroups];  // of rows 2·lane and 2·lane + 1 of the warpgroup's 64
+  };
 
   /// What the constants of a stage are made of, as it lies in shared memory.
   template <int kShare>
@@ -177,10 +235,15 @@ struct StageMath {
     }
   }
 
-  /// The constants of a stage; folded: in units that fit. Sums of MMAs on their way may be in
-  /// `acc`, all of them in the units so far.
+  /// kChecked: whether this warpgroup's units must change for a stage.
+  __device__ __forceinline__ bool units_change(int stage) const {
+    return kChecked && (ptx::ld_shared_u32(ring.verdict(stage)) >> warpgroup & 1u) != 0;
+  }
+
+  /// The constants of a stage; folded: in units that fit. kChecked: `change` says whether those are
+  /// others; sums of MMAs on their way may be in `acc`, all of them in the units so far.
   template <int kShare>
-  __device__ __forceinline__ void make_constants(const GroupValues<kShare>& values,
+  __device__ __forceinline__ void make_constants(const GroupValues<kShare>& values, bool change,
                                                  Units (&units)[kRowBlocks], Accumulators& acc,
                                                  Constants<kShare>& group) const {
     constexpr int kGroups = kSteps / kShare;
@@ -190,14 +253,12 @@ struct StageMath {
       for (int r = 0; r < kRowBlocks; ++r) {
 #pragma unroll
         for (int g = 0; g < kGroups; ++g) {
-          outside |= units[r].outside(values.scale[g][r][0], values.scale[g][r][1]);
+          if (!kChecked) outside |= units[r].outside(values.scale[g][r][0], values.scale[g][r][1]);
           group[g][r] = units[r].constants(values.scale[g][r]);
         }
       }
-      bool adapts = (outside & Units::kOutside) != 0;
-      // wgmma_wait_group is for whole warpgroups.
-      if constexpr (kPipelined) adapts = ptx::bar_any(barrier, kWarpgroupThreads, adapts);
-      if (!adapts) return;
+      if (!kChecked) change = (outside & Units::kOutside) != 0;
+      if (!change) return;
       if constexpr (kPipelined) ptx::wgmma_wait_group<0>();
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) {
@@ -266,7 +327,7 @@ struct StageMath {
     if constexpr (kFolded) {
       GroupValues<kShare> values;
       load_values<kShare>(part.scales + offset, part, values);
-      make_constants<kShare>(values, units, acc, group);
+      make_constants<kShare>(values, false, units, acc, group);
     }
     // Uniform, or each MMA would move its descriptor from ordinary registers.
     const std::uint64_t x = ptx::wgmma_descriptor(ptx::uniform(static_cast<int>(part.x + offset)));
@@ -310,21 +371,24 @@ struct StageMath {
     std::uint32_t words[2][kRowBlocks][kWords];
     std::uint32_t a[kFragments][kRowBlocks][4];
     GroupValues<kShare> values;
+    bool change = false;
     Constants<kShare> group;
-    std::uint32_t offset = cursor.stage * kStageBytes;
+    std::uint32_t offset = 0;
     const auto load_block = [&](int block, std::uint32_t(&to)[kRowBlocks][kWords]) {
 #pragma unroll
       for (int r = 0; r < kRowBlocks; ++r) load_words(part.words + offset, r, block, to[r]);
     };
-    const auto load_first = [&](std::uint32_t(&to)[kRowBlocks][kWords]) {
+    const auto load_first = [&](int stage, std::uint32_t(&to)[kRowBlocks][kWords]) {
+      offset = stage * kStageBytes;
       load_block(0, to);
       if constexpr (kConfig.quant != Quant::column) {
         load_values<kShare>(part.scales + offset, part, values);
+        change = units_change(stage);
       }
     };
     const auto make_group = [&] {
       if constexpr (kConfig.quant != Quant::column) {
-        make_constants<kShare>(values, units, acc, group);
+        make_constants<kShare>(values, change, units, acc, group);
       }
     };
     const auto make_fragment = [&](int step) {
@@ -335,7 +399,7 @@ struct StageMath {
       }
     };
     ring.wait_full(cursor);
-    load_first(words[0]);
+    load_first(cursor.stage, words[0]);
     make_group();
     make_fragment(0);
     for (int previous = -1;;) {
@@ -353,11 +417,9 @@ struct StageMath {
         // NOTE: after the release, or a ring of two stages would wait for itself.
         if (step == kSteps - kEarly) {
           cursor.advance();
-          if (more) {
-            ring.wait_full(cursor);
-            offset = cursor.stage * kStageBytes;
-          }
-          load_first(words[kTeamBlocks % 2]);  // after the last stage its own again, for nothing
+          if (more) ring.wait_full(cursor);
+          // After the last stage its own again, for nothing.
+          load_first(more ? cursor.stage : stage, words[kTeamBlocks % 2]);
         }
         if (step + 1 < kSteps) make_fragment(step + 1);
         ptx::wgmma_fence();
@@ -402,7 +464,7 @@ struct StageMath {
     if constexpr (kFolded) {
       GroupValues<kShare> values;
       load_values<kShare>(part.scales + offset, part, values);
-      make_constants<kShare>(values, units, acc, group);
+      make_constants<kShare>(values, false, units, acc, group);
     }
     const auto load_block = [&](int block) {
 #pragma unroll

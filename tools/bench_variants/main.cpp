@@ -29,6 +29,8 @@ struct Arguments {
   int group = 128;
   std::string pdl = "on";
   std::string kernel;
+  std::vector<std::string> configs;
+  int rounds = 1;
   std::vector<std::string> clusters;
   std::vector<int> stages, splits, rasters;
   bool stream_k = false;
@@ -52,6 +54,11 @@ LaunchGrid grid_of(const Arguments& arguments) {
   if (arguments.stream_k) grid.stream_k = {false, true};
   if (arguments.one_pass) grid.one_pass = {false, true};
   return grid;
+}
+
+bool asks_for_grid(const Arguments& arguments) {
+  return !arguments.clusters.empty() || !arguments.stages.empty() || !arguments.splits.empty() ||
+         !arguments.rasters.empty() || arguments.stream_k || arguments.one_pass;
 }
 
 std::vector<Shape> shapes_of(const Arguments& arguments) {
@@ -80,6 +87,31 @@ std::string line_of(const Json& row) {
                      row["config"].get<std::string>());
 }
 
+/// One problem, these configurations and no others, measured in full in turns; prints the fastest
+/// time of each. Returns failures.
+int compare(GemmBench& bench, const Arguments& arguments, const Shape& shape, std::int64_t m,
+            const std::function<void(const Json&)>& keep) {
+  std::vector<Json> best(arguments.configs.size());
+  int failed = 0;
+  for (int round = 0; round < arguments.rounds; ++round) {
+    for (std::size_t i = 0; i < best.size(); ++i) {
+      Json row =
+          bench.measure({.m = m, .kernel = arguments.configs[i], .pdl = arguments.pdl == "on"});
+      row["round"] = round;
+      keep(row);
+      const bool ok = row["ok"].get<bool>();
+      if (!ok) ++failed;
+      if (round == 0 || !ok || (best[i]["ok"].get<bool>() && row["us"] < best[i]["us"])) {
+        best[i] = std::move(row);
+      }
+    }
+  }
+  fmt::print("{} {} M={}: {} rounds\n", shape.layer, arguments.act, m, arguments.rounds);
+  for (const Json& row : best) fmt::print("{}\n", line_of(row));
+  std::fflush(stdout);
+  return failed;
+}
+
 /// One problem: the plan's pick, the sweep, the finalists measured in full. Returns failures.
 int sweep(GemmBench& bench, const Arguments& arguments, const Shape& shape, std::int64_t m,
           const std::function<void(const Json&)>& keep) {
@@ -87,11 +119,9 @@ int sweep(GemmBench& bench, const Arguments& arguments, const Shape& shape, std:
   const Json picked = bench.measure(what);
   keep(picked);
 
-  const bool has_grid = !arguments.clusters.empty() || !arguments.stages.empty() ||
-                        !arguments.splits.empty() || !arguments.rasters.empty() ||
-                        arguments.stream_k || arguments.one_pass;
   const LaunchGrid grid = grid_of(arguments);
-  const auto ids = configurations(bench.problem(m), arguments.kernel, has_grid ? &grid : nullptr);
+  const auto ids = configurations(bench.problem(m), arguments.kernel,
+                                  asks_for_grid(arguments) ? &grid : nullptr);
   std::vector<Json> good, failed;
   what.protocol = kScreening;
   for (const std::string& id : ids) {
@@ -153,7 +183,10 @@ int run(const Arguments& arguments) {
   int failed = 0;
   for (const Shape& shape : shapes) {
     bench.load(shape, spec, max_m);
-    for (const std::int64_t m : arguments.tokens) failed += sweep(bench, arguments, shape, m, keep);
+    const auto& measure = arguments.configs.empty() ? sweep : compare;
+    for (const std::int64_t m : arguments.tokens) {
+      failed += measure(bench, arguments, shape, m, keep);
+    }
   }
   return failed == 0 ? 0 : 1;
 }
@@ -178,6 +211,13 @@ int main(int argc, char** argv) {
   app.add_option("--zero", arguments.zero)->check(CLI::IsMember({"none", "integer", "scaled"}));
   app.add_option("--pdl", arguments.pdl)->check(CLI::IsMember({"on", "off"}));
   app.add_option("--kernel", arguments.kernel, "kernel ids, with shell wildcards; default: all");
+  CLI::Option* const configs =
+      app.add_option("--config", arguments.configs,
+                     "configuration ids: these alone, each in full, instead of a sweep")
+          ->delimiter(',');
+  app.add_option("--rounds", arguments.rounds, "with --config: how often, in turns")
+      ->needs(configs)
+      ->check(CLI::PositiveNumber);
   app.add_option("--cluster", arguments.clusters, "NxM or NxMxK, e.g. 1x1,2x1,1x1x4")
       ->delimiter(',');
   app.add_option("--stages", arguments.stages, "ring depths; 0 = the deepest that fits")
@@ -196,6 +236,12 @@ int main(int argc, char** argv) {
       "Without --cluster, --stages, --split, --raster and --stream-k: the launches that the "
       "plan considers.");
   CLI11_PARSE(app, argc, argv);
+  if (!arguments.configs.empty() && (!arguments.kernel.empty() || asks_for_grid(arguments))) {
+    fmt::print(stderr,
+               "bench_variants: --config names whole configurations: no --kernel, --cluster, "
+               "--stages, --split, --raster, --stream-k or --one-pass beside it\n");
+    return 2;
+  }
   try {
     return mixgemm::bench::run(arguments);
   } catch (const std::exception& error) {

@@ -38,7 +38,6 @@ constexpr unsigned kRankShift = 24;  // of the rank + 1 in a mapped address
 struct Meeting {
   unsigned expected = 0, arrived = 0;
   std::uint64_t round = 0;
-  bool any = false, any_before = false;  // of what threads brought along, this round and the last
   void* arguments[32] = {};
   void (*act)(void* const (&arguments)[32]) = nullptr;
 };
@@ -539,19 +538,11 @@ bool arrive_named(Meeting& meeting, unsigned expected) {
   if (++meeting.arrived != expected) return false;
   meeting.arrived = 0;
   ++meeting.round;
-  meeting.any_before = meeting.any;
-  meeting.any = false;
   return true;
 }
 void sync_threads(int id, int threads) {
   Meeting& meeting = here->named.at(static_cast<std::size_t>(id));
   if (!arrive_named(meeting, static_cast<unsigned>(threads))) wait_for(Wait::named, meeting, id);
-}
-bool any_of_threads(int id, int threads, bool value) {
-  Meeting& meeting = here->named.at(static_cast<std::size_t>(id));
-  meeting.any = meeting.any || value;
-  sync_threads(id, threads);
-  return meeting.any_before;
 }
 void arrive_threads(int id, int threads) {
   arrive_named(here->named.at(static_cast<std::size_t>(id)), static_cast<unsigned>(threads));

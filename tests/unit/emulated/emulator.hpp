@@ -69,7 +69,6 @@ void sync_warp();
 /// Named barrier of the CTA.
 void sync_threads(int id, int threads);
 void arrive_threads(int id, int threads);
-bool any_of_threads(int id, int threads, bool value);
 /// Meets the other 31 lanes; the last one calls `act` with all lanes' arguments.
 void meet_warp(void* argument, void (*act)(void* const (&arguments)[32]));
 [[noreturn]] void fail(const char* what);

@@ -94,13 +94,20 @@ enum class Scales {
   alike,
   scattered,       ///< up to 2¹⁸ apart in a row
   of_either_sign,  ///< that, some negative or zero, and in bf16 above 2
+  in_steps,  ///< those of a group alike, of different groups up to 2¹⁸ apart (bf16: 2²⁶)
 };
 
 /// Gives the groups of each row scales that lie far apart.
 inline void scatter_scales(Rng& rng, cpu_test::Weight& w, Scales how) {
-  const bool wide = how == Scales::of_either_sign && w.view.spec.scale_type == kBf16;
-  for (std::uint16_t& scale : w.scales) {
-    float factor = std::ldexp(1.0f, static_cast<int>(pick(rng, -12, wide ? 14 : 6)));
+  const bool wide = how != Scales::scattered && w.view.spec.scale_type == kBf16;
+  const auto power = [&] { return static_cast<int>(pick(rng, -12, wide ? 14 : 6)); };
+  std::vector<int> of_group(static_cast<std::size_t>(w.view.groups()));
+  // A third as they were, so that the first units come back.
+  for (int& p : of_group) p = pick(rng, 0, 2) == 0 ? 0 : power();
+  for (std::size_t i = 0; i < w.scales.size(); ++i) {
+    std::uint16_t& scale = w.scales[i];
+    const std::size_t group = i / layout::kStripRows % of_group.size();
+    float factor = std::ldexp(1.0f, how == Scales::in_steps ? of_group[group] : power());
     if (how == Scales::of_either_sign) {
       const std::int64_t which = pick(rng, 0, 5);
       factor *= which == 0 ? 0.0f : which < 3 ? -1.0f : 1.0f;

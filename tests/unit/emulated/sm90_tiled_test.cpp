@@ -53,6 +53,7 @@ const Kernel kKernels[] = {
     kernel<kF16, kInt4, Quant::group, false, kCoop, 128, 64, 256, 4, 1, 2>(),
     kernel<kBf16, kInt8, Quant::group_zero, false, kCoop, 64, 16, 128, 2, 1, 2>(),
     kernel<kBf16, kInt4, Quant::group, false, kCoop, 128, 16, 128>(),
+    kernel<kBf16, kInt4, Quant::group, false, kCoop, 64, 16, 256, 2, 1, 2>(),
     kernel<kBf16, kInt4, Quant::group, false, kCoop, 256, 16, 128>(),
     kernel<kBf16, kInt4, Quant::group_zero, false, kCoop, 128, 24, 128>(),
     kernel<kBf16, kInt8, Quant::group, true, kPingpong, 64, 64, 64>(),
@@ -112,11 +113,12 @@ TEST_P(EmulatedTiled, IsRightForRandomProblems) {
 
 /// The units in which a folded kernel sums change with the scales.
 TEST_P(EmulatedTiled, ScalesMayLieFarApart) {
-  for (unsigned seed = 200; seed < 200 + 6 / kFewer; ++seed) {
+  constexpr Scales kWays[] = {Scales::scattered, Scales::of_either_sign, Scales::in_steps};
+  for (unsigned seed = 200; seed < 200 + 9 / kFewer; ++seed) {
     Rng rng(seed);
     Problem problem = random_problem(rng, GetParam().config);
     problem.epilogue = {};
-    check_one(seed, problem, rng, seed % 2 == 0 ? Scales::scattered : Scales::of_either_sign);
+    check_one(seed, problem, rng, kWays[seed % 3]);
     if (HasFailure()) return;
   }
 }

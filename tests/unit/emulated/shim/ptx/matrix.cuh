@@ -17,6 +17,14 @@ inline void ld_shared_v4(std::uint32_t address, std::uint32_t& a, std::uint32_t&
   c = words[2];
   d = words[3];
 }
+inline std::uint32_t ld_shared_u32(std::uint32_t address) {
+  std::uint32_t value;
+  std::memcpy(&value, emulator::shared_at(address, 4), 4);
+  return value;
+}
+inline void st_shared_u32(std::uint32_t address, std::uint32_t value) {
+  std::memcpy(emulator::shared_at(address, 4), &value, 4);
+}
 inline std::uint16_t ld_shared_u16(std::uint32_t address) {
   std::uint16_t value;
   std::memcpy(&value, emulator::shared_at(address, sizeof(value)), sizeof(value));

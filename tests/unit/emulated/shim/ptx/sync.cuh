@@ -25,6 +25,15 @@ inline bool elect_one() {
   emulator::sync_warp();
   return threadIdx.x % 32 == 0;
 }
+inline void any_of_lanes(void* const (&arguments)[32]) {
+  bool any = false;
+  for (void* const value : arguments) any |= *static_cast<bool*>(value);
+  for (void* const value : arguments) *static_cast<bool*>(value) = any;
+}
+inline bool any_of_warp(bool value) {
+  emulator::meet_warp(&value, any_of_lanes);
+  return value;
+}
 inline std::uint32_t kept(std::uint32_t value) { return value; }
 inline int copied(int value) { return value; }
 inline int thread_here() { return static_cast<int>(threadIdx.x); }
@@ -38,9 +47,6 @@ template <int kRegisters>
 void setmaxnreg_inc() {}
 
 inline void bar_sync(int id, int threads) { emulator::sync_threads(id, threads); }
-inline bool bar_any(int id, int threads, bool value) {
-  return emulator::any_of_threads(id, threads, value);
-}
 inline void barrier_sync(int id, int threads) { emulator::sync_threads(id, threads); }
 inline void barrier_arrive(int id, int threads) { emulator::arrive_threads(id, threads); }
 
