@@ -102,8 +102,9 @@ inline void scatter_scales(Rng& rng, cpu_test::Weight& w, Scales how) {
   const bool wide = how != Scales::scattered && w.view.spec.scale_type == kBf16;
   const auto power = [&] { return static_cast<int>(pick(rng, -12, wide ? 14 : 6)); };
   std::vector<int> of_group(static_cast<std::size_t>(w.view.groups()));
-  // A third as they were, so that the first units come back.
+  // A third as they were, so that the first units come back; or all alike: units change once.
   for (int& p : of_group) p = pick(rng, 0, 2) == 0 ? 0 : power();
+  if (pick(rng, 0, 2) == 0) std::fill(of_group.begin(), of_group.end(), power());
   for (std::size_t i = 0; i < w.scales.size(); ++i) {
     std::uint16_t& scale = w.scales[i];
     const std::size_t group = i / layout::kStripRows % of_group.size();

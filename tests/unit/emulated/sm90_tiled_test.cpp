@@ -57,6 +57,7 @@ const Kernel kKernels[] = {
     kernel<kBf16, kInt4, Quant::group, false, kCoop, 256, 16, 128>(),
     kernel<kBf16, kInt4, Quant::group_zero, false, kCoop, 128, 24, 128>(),
     kernel<kBf16, kInt8, Quant::group, true, kPingpong, 64, 64, 64>(),
+    kernel<kBf16, kInt4, Quant::group, false, kPingpong, 64, 16, 64>(),
     kernel<kBf16, kInt8, Quant::group, false, kWarpMma, 128, 32, 64>(),
     kernel<kBf16, kInt8, Quant::group_zero, false, kCoop, 192, 48, 64, 3>(),
 };
