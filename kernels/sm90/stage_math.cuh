@@ -176,8 +176,9 @@ struct StageMath {
       std::uint32_t both[kWarpgroups][kTeamBlocks];
 #pragma unroll
       for (int w = 0; w < kWarpgroups; ++w) {
-        const int k = w / kSharers * kTeamBlocks * layout::kBlockK;
-        const int strip = w % kSharers * (kWarpgroupRows / layout::kStripRows);
+        // Pingpong: both have the same rows, all k of a stage, and items of their own.
+        const int k = kPingpong ? 0 : w / kTeam * kTeamBlocks * layout::kBlockK;
+        const int strip = kPingpong ? 0 : w % kTeam * (kWarpgroupRows / layout::kStripRows);
 #pragma unroll
         for (int block = 0; block < kTeamBlocks; ++block) {
           const int group = (k + block * layout::kBlockK) >> p.group_shift;
@@ -210,8 +211,7 @@ struct StageMath {
     using Windows = typename Units::Windows;
     static constexpr bool kPingpong = kConfig.schedule == Schedule::pingpong;
     static constexpr int kWarpgroups = kConsumers;
-    // Of the warpgroups, those with rows of their own; pingpong: all have the same.
-    static constexpr int kSharers = kPingpong ? 1 : storing_warpgroups(kConfig);
+    static constexpr int kTeam = storing_warpgroups(kConfig);
 
     Windows windows_[kWarpgroups];  // of rows 2·lane and 2·lane + 1 of the warpgroup's 64
   };

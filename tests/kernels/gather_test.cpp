@@ -62,7 +62,11 @@ class GatherCase {
             from[x_.first + static_cast<std::size_t>(row * x_.ld + j)];
       }
     }
-    check_cuda(cudaMemcpy(x.allocation, to.data(), 2 * to.size(), cudaMemcpyHostToDevice), "X");
+    // On the stream: cudaMemcpy may return before its bytes are on the device.
+    check_cuda(
+        cudaMemcpyAsync(x.allocation, to.data(), 2 * to.size(), cudaMemcpyHostToDevice, stream_),
+        "X");
+    check_cuda(cudaStreamSynchronize(stream_), "X");
     return x;
   }
   Matrix output() {

@@ -73,8 +73,10 @@ TEST(GpuReference, ChecksSeeWhatTheyMustSee) {
   const Matrix y = make_matrix(*session.arena, m, n, Placement::aligned);
   // Y as a perfect kernel would leave it, then spoilt in one element.
   const auto look = [&](const std::vector<std::uint16_t>& bits) {
-    check_cuda(cudaMemcpy(y.allocation, bits.data(), bits.size() * 2, cudaMemcpyHostToDevice), "Y");
-    check_cuda(cudaMemset(device, 0, sizeof(Findings)), "findings");
+    check_cuda(cudaMemcpyAsync(y.allocation, bits.data(), bits.size() * 2, cudaMemcpyHostToDevice,
+                               session.stream),
+               "Y");
+    check_cuda(cudaMemsetAsync(device, 0, sizeof(Findings), session.stream), "findings");
     check_output(y, DataType::f16, in.sums, k, {}, device, session.stream);
     check_cuda(cudaStreamSynchronize(session.stream), "check");
     return download(device, 1)[0];
