@@ -19,8 +19,12 @@ __device__ __forceinline__ std::uint32_t ld_shared_u32(std::uint32_t address) {
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
   return value;
 }
-__device__ __forceinline__ void st_shared_u32(std::uint32_t address, std::uint32_t value) {
-  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+/// An exchange instead of a store: to racecheck, an arrival by one lane of a warp says nothing of
+/// what the others have read, so that a store after it would race with them.
+__device__ __forceinline__ void exchange_shared_u32(std::uint32_t address, std::uint32_t value) {
+  asm volatile("{\n .reg .b32 before;\n atom.shared.exch.b32 before, [%0], %1;\n}" ::"r"(address),
+               "r"(value)
+               : "memory");
 }
 __device__ __forceinline__ std::uint16_t ld_shared_u16(std::uint32_t address) {
   std::uint16_t v;

@@ -237,7 +237,7 @@ struct TiledKernel {
         const std::uint32_t verdict =
             check.look_at(p, stages_base + cursor.stage * kStageBytes + Math::kScaleOffset, turn);
         if (!ptx::elect_one()) continue;
-        ptx::st_shared_u32(ring.verdict(cursor.stage), verdict);
+        ptx::exchange_shared_u32(ring.verdict(cursor.stage), verdict);
         ptx::mbarrier_arrive(ring.full(cursor.stage));
       }
     }
@@ -391,7 +391,6 @@ struct TiledKernel {
       // The first time. From then on it comes back at once.
       if (p.pdl) ptx::griddepcontrol_wait();
       math.multiply(cursor, k_end - k_begin, part, units, acc, [&](int stage) {
-        if constexpr (kChecked) __syncwarp();  // all lanes have read the stage's verdict
         ptx::mbarrier_arrive_if(releases_here, ring.empty(stage));
         ptx::mbarrier_arrive_cluster_if(releases_there, empty_there + 8 * stage);
       });

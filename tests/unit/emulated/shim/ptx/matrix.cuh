@@ -22,7 +22,7 @@ inline std::uint32_t ld_shared_u32(std::uint32_t address) {
   std::memcpy(&value, emulator::shared_at(address, 4), 4);
   return value;
 }
-inline void st_shared_u32(std::uint32_t address, std::uint32_t value) {
+inline void exchange_shared_u32(std::uint32_t address, std::uint32_t value) {
   std::memcpy(emulator::shared_at(address, 4), &value, 4);
 }
 inline std::uint16_t ld_shared_u16(std::uint32_t address) {
