@@ -17,6 +17,9 @@ namespace {
 // int4 g128; the others': 7,900 timings of 440 problems on H100s and an H200. Clocks are the SM's.
 constexpr double kMulticastBytesPerClk = 110;  // delivered to an SM where a cluster shares a read
 constexpr double kMulticastFactor = 1.03;      // a pair of CTAs that multicast runs in lockstep
+// The same where power decides, from so much work on: it draws less than two that read X each (1 to
+// 3 % faster on H100s and H200s; docs/performance.md).
+constexpr double kPowerBoundUs = 250, kPowerBoundMulticastFactor = 0.985;
 constexpr double kOutOfStepFactor = 1.91;      // stream_k: CTAs at different k share no reads
 constexpr double kStreamSumClks = 681;         // stream_k: ranges end at different times
 constexpr double kStepLatencyClks = 50.2;      // least of a k16 step, with two fragments at a time
@@ -289,7 +292,10 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   // How full the device is: CTAs that share the busiest SM.
   const double ctas = static_cast<double>(
       std::min<std::int64_t>(g.grid_ctas, static_cast<std::int64_t>(resident) * size));
-  const int per_sm = ctas > device.num_sms ? c.ctas_per_sm : 1;
+  // Clusters of three and more don't fill all SMs: further ones share those that have a CTA.
+  const double one_each = static_cast<double>(
+      std::min<std::int64_t>(device.num_sms, std::int64_t{device.resident(1, size)} * size));
+  const int per_sm = ctas > one_each ? c.ctas_per_sm : 1;
 
   // One stage: the tensor core and dequantizer, L2, and the latency that the ring must cover.
   const double math = cost.math_clks[per_sm - 1];
@@ -307,7 +313,13 @@ Estimate evaluate(const KernelConfig& c, const KernelCost& cost, const LaunchCon
   const double latency = rates.stage_latency_clks / l.stages * tiles_at_once;
   const double worst = std::max({math, l2, latency});
   double stage_clks = worst + 0.15 * (math + l2 + latency - worst) + rates.stage_clks;
-  stage_clks *= 1 + (kMulticastFactor - 1) * std::log2(l.cluster_n * l.cluster_m);
+  constexpr double kFlopsPerUs = 8e8;
+  const double work_us = 2.0 * static_cast<double>(p.m) * static_cast<double>(p.n) *
+                         static_cast<double>(p.k) / kFlopsPerUs;
+  const bool shares_x = c.tile_m >= 256 && l.cluster_n == 2 && l.cluster_m == 1;
+  const double lockstep =
+      work_us > kPowerBoundUs && shares_x ? kPowerBoundMulticastFactor : kMulticastFactor;
+  stage_clks *= 1 + (lockstep - 1) * std::log2(l.cluster_n * l.cluster_m);
 
   // Stages that the busiest CTA goes through, in units of `tiles_at_once` tiles.
   const double tiles = static_cast<double>(g.cluster_tiles);

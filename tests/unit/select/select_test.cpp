@@ -456,6 +456,40 @@ TEST(SelectModel, EstimatesComeNearTheDrafts) {
   }
 }
 
+TEST(SelectModel, ClustersThatFindNoSmOfTheirOwnTakeTwiceAsLong) {
+  KernelConfig c;
+  c.tile_n = 128;
+  c.tile_m = 32;
+  c.tile_k = 256;
+  c.ctas_per_sm = 2;
+  ASSERT_EQ(why_illegal(c), nullptr);
+  LaunchConfig l;
+  l.cluster_k = 4;
+  l.stages = 3;
+  const DeviceFacts device = h100_facts();
+  ASSERT_EQ(device.resident(1, 4), 30);
+  // 30 clusters, and 32: 128 CTAs, though there are 132 SMs.
+  const Estimate fit = estimate(c, l, problem(32, 30 * 128, 14336), device);
+  const Estimate two_more = estimate(c, l, problem(32, 32 * 128, 14336), device);
+  EXPECT_GT(two_more.loop_us, 1.5 * fit.loop_us);
+}
+
+TEST(SelectModel, PairsShareXWherePowerDecides) {
+  KernelConfig c;
+  c.tile_n = 128;
+  c.tile_m = 256;
+  c.tile_k = 64;
+  LaunchConfig alone, pairs;
+  pairs.cluster_n = 2;
+  const auto gain = [&](std::int64_t m) {
+    const Problem p = problem(m, 8192, 8192);
+    return estimate(c, alone, p, h100_facts()).total_us /
+           estimate(c, pairs, p, h100_facts()).total_us;
+  };
+  EXPECT_LT(gain(256), 1.0);
+  EXPECT_GT(gain(4096), 1.0);
+}
+
 TEST(Select, AConfigurationOfAnotherMHoldsWhereItsTileStillSuits) {
   const DeviceFacts device = h100_facts();
   const Problem tuned = problem(128, 8192, 8192);
