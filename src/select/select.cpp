@@ -169,8 +169,9 @@ double math_clks_per_stage(const KernelConfig& c, int ctas, int device_arch) {
   const double steps = rows_per_warpgroup(c) / 64.0 * (c.tile_k / 16.0) / c.k_teams;
   const double shared = mma + kDequantExposed * dequant * dequant_weight(c);
   // A warpgroup by itself: few registers leave it two fragments, so that each product waits for the
-  // one before the last.
-  const double alone = consumer_registers(c) < 150 ? kStepLatencyClks : 0;
+  // one before the last. A team of one has nobody to hide that.
+  const bool waits = consumer_registers(c) < 150 || c.k_teams > 1;
+  const double alone = waits ? kStepLatencyClks : 0;
   return std::max(shared, alone) * steps;
 }
 
