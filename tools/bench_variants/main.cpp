@@ -56,11 +56,6 @@ LaunchGrid grid_of(const Arguments& arguments) {
   return grid;
 }
 
-bool asks_for_grid(const Arguments& arguments) {
-  return !arguments.clusters.empty() || !arguments.stages.empty() || !arguments.splits.empty() ||
-         !arguments.rasters.empty() || arguments.stream_k || arguments.one_pass;
-}
-
 std::vector<Shape> shapes_of(const Arguments& arguments) {
   const std::vector<Shape> all =
       arguments.shapes_file.empty() ? default_shapes() : load_shapes(arguments.shapes_file).value();
@@ -119,9 +114,11 @@ int sweep(GemmBench& bench, const Arguments& arguments, const Shape& shape, std:
   const Json picked = bench.measure(what);
   keep(picked);
 
+  const bool has_grid = !arguments.clusters.empty() || !arguments.stages.empty() ||
+                        !arguments.splits.empty() || !arguments.rasters.empty() ||
+                        arguments.stream_k || arguments.one_pass;
   const LaunchGrid grid = grid_of(arguments);
-  const auto ids = configurations(bench.problem(m), arguments.kernel,
-                                  asks_for_grid(arguments) ? &grid : nullptr);
+  const auto ids = configurations(bench.problem(m), arguments.kernel, has_grid ? &grid : nullptr);
   std::vector<Json> good, failed;
   what.protocol = kScreening;
   for (const std::string& id : ids) {
@@ -235,13 +232,11 @@ int main(int argc, char** argv) {
   app.footer(
       "Without --cluster, --stages, --split, --raster and --stream-k: the launches that the "
       "plan considers.");
-  CLI11_PARSE(app, argc, argv);
-  if (!arguments.configs.empty() && (!arguments.kernel.empty() || asks_for_grid(arguments))) {
-    fmt::print(stderr,
-               "bench_variants: --config names whole configurations: no --kernel, --cluster, "
-               "--stages, --split, --raster, --stream-k or --one-pass beside it\n");
-    return 2;
+  for (const char* const of_sweeps : {"--kernel", "--cluster", "--stages", "--split", "--raster",
+                                      "--stream-k", "--one-pass", "--finalists", "--top"}) {
+    configs->excludes(app.get_option(of_sweeps));
   }
+  CLI11_PARSE(app, argc, argv);
   try {
     return mixgemm::bench::run(arguments);
   } catch (const std::exception& error) {
