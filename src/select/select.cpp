@@ -19,7 +19,7 @@ constexpr double kMulticastBytesPerClk = 110;  // delivered to an SM where a clu
 constexpr double kMulticastFactor = 1.03;      // a pair of CTAs that multicast runs in lockstep
 // The same where power decides, from so much work on: it draws less than two that read X each (1 to
 // 3 % faster on H100s and H200s; docs/performance.md).
-constexpr double kPowerBoundUs = 250, kPowerBoundMulticastFactor = 0.985;
+constexpr double kPowerBoundUs = 160, kPowerBoundMulticastFactor = 0.985;
 constexpr double kOutOfStepFactor = 1.91;      // stream_k: CTAs at different k share no reads
 constexpr double kStreamSumClks = 681;         // stream_k: ranges end at different times
 constexpr double kStepLatencyClks = 50.2;      // least of a k16 step, with two fragments at a time
